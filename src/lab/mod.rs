@@ -1,0 +1,4 @@
+//! Virtual machines and the network between them. Knows no OpenStack and no engine.
+
+pub mod outside;
+pub mod switch;

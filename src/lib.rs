@@ -1,0 +1,26 @@
+//! stackproof boots a cluster of virtual machines, provisions OpenStack on it, and proves from
+//! outside that it works.
+//!
+//! The rooms of the house, from the ground up. A room uses only those before it in this list:
+//!
+//! * [`error`], [`event`], [`secret`], [`wait`]: the ground. What can go wrong, what happens, what
+//!   must never be shown, and how everything that takes time is waited for.
+//! * [`images`]: manifests, the content-addressed store, downloads, inspection, recipes.
+//! * [`lab`]: virtual machines and the network between them. Knows no OpenStack and no engine.
+//! * [`engine`]: typed resources, observed and changed over SSH. Knows no OpenStack.
+//! * [`roles`]: what each OpenStack service needs, as data for the engine.
+//! * [`cloud`]: the OpenStack APIs and the proof, step by step.
+//! * [`diagnose`]: evidence gathered when something fails.
+//! * [`cli`]: the only room that prints or reads the environment.
+
+pub mod cli;
+pub mod cloud;
+pub mod diagnose;
+pub mod engine;
+pub mod error;
+pub mod event;
+pub mod images;
+pub mod lab;
+pub mod roles;
+pub mod secret;
+pub mod wait;

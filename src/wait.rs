@@ -1,0 +1,242 @@
+//! How everything that takes time is waited for.
+//!
+//! A wait names what it waits for, has a deadline scaled by the measured speed of the machine,
+//! ends at once when the thing waited for has died, and reports its length beside its deadline.
+//! There is no other sleep in the house.
+
+use crate::error::{Error, Kind};
+use crate::event::{Event, Events};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How many times slower than the reference machine (hardware virtualisation on a current server
+/// core) guests run here. Measured before the lab starts and again during the run; every
+/// deadline is scaled by the value of the moment the wait begins.
+#[derive(Clone, Debug)]
+pub struct Speed(Arc<AtomicU64>);
+
+impl Speed {
+    pub fn new(factor: f64) -> Speed {
+        let speed = Speed(Arc::new(AtomicU64::new(0)));
+        speed.set(factor);
+        speed
+    }
+    /// Never below 1: a faster machine than the reference shortens no deadline.
+    pub fn set(&self, factor: f64) {
+        let factor = if factor.is_finite() { factor.clamp(1.0, 1000.0) } else { 1.0 };
+        self.0.store(factor.to_bits(), Ordering::Relaxed);
+    }
+    /// Makes deadlines longer when a measurement during the run found guests slower than thought.
+    pub fn at_least(&self, factor: f64) {
+        if factor > self.factor() {
+            self.set(factor);
+        }
+    }
+    pub fn factor(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+    pub fn scale(&self, nominal: Duration) -> Duration {
+        nominal.mul_f64(self.factor())
+    }
+}
+
+/// The news of a death. The watched thing holds the [`Life`]; those who wait hold [`Death`]s.
+#[derive(Debug)]
+pub struct Life(watch::Sender<Option<String>>);
+
+#[derive(Clone, Debug)]
+pub struct Death(watch::Receiver<Option<String>>);
+
+impl Life {
+    pub fn new() -> (Life, Death) {
+        let (tx, rx) = watch::channel(None);
+        (Life(tx), Death(rx))
+    }
+    pub fn death(&self) -> Death {
+        Death(self.0.subscribe())
+    }
+    /// Says once why it died. Later causes are ignored: the first is the one that explains.
+    pub fn ends(&self, cause: impl Into<String>) {
+        self.0.send_if_modified(|c| {
+            if c.is_some() {
+                return false;
+            }
+            *c = Some(cause.into());
+            true
+        });
+    }
+    pub fn cause(&self) -> Option<String> {
+        self.0.borrow().clone()
+    }
+}
+
+impl Death {
+    /// For things that cannot die.
+    pub fn never() -> Death {
+        let (tx, rx) = watch::channel(None);
+        // Kept for ever on purpose: a dropped sender would read as a death.
+        std::mem::forget(tx);
+        Death(rx)
+    }
+    pub fn cause(&self) -> Option<String> {
+        self.0.borrow().clone()
+    }
+    /// Resolves with the cause once it has died. A dropped [`Life`] is a death too.
+    pub async fn wait(&mut self) -> String {
+        match self.0.wait_for(Option::is_some).await {
+            Ok(cause) => cause.clone().unwrap_or_default(),
+            Err(_) => "its supervisor ended".into(),
+        }
+    }
+}
+
+/// Waits with the machine's speed and the run's events at hand. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    pub speed: Speed,
+    pub events: Events,
+}
+
+/// What one try of a polled wait found.
+pub enum Poll<T> {
+    Ready(T),
+    /// Not yet; the text says what was seen, and is shown if the deadline passes.
+    NotYet(String),
+    /// It can never become ready: ends the wait at once.
+    Failed(Error),
+}
+
+impl Patience {
+    pub fn new(speed: Speed, events: Events) -> Patience {
+        Patience { speed, events }
+    }
+
+    /// Waits for `work`, at most `nominal` (on the reference machine), while `death` has not come.
+    pub async fn within<T>(
+        &self,
+        what: &str,
+        nominal: Duration,
+        death: &Death,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let deadline = self.speed.scale(nominal);
+        let start = Instant::now();
+        let mut death = death.clone();
+        let out = tokio::select! {
+            biased;
+            out = work => out,
+            cause = death.wait() => Err(died(what, &cause)),
+            () = tokio::time::sleep(deadline) => Err(late(what, deadline, None)),
+        };
+        self.report(what, start, deadline, out.is_ok());
+        out
+    }
+
+    /// Tries again and again, `every` apart, until ready, failed, dead or late. A try that itself
+    /// hangs is cut off by the deadline.
+    pub async fn until<T, F>(
+        &self,
+        what: &str,
+        nominal: Duration,
+        every: Duration,
+        death: &Death,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Poll<T>>,
+    {
+        let deadline = self.speed.scale(nominal);
+        let start = Instant::now();
+        let mut death = death.clone();
+        let mut last = None;
+        let tries = async {
+            loop {
+                match attempt().await {
+                    Poll::Ready(t) => return Ok(t),
+                    Poll::Failed(e) => return Err(e),
+                    Poll::NotYet(seen) => last = Some(seen),
+                }
+                tokio::time::sleep(every).await;
+            }
+        };
+        let out = tokio::select! {
+            biased;
+            out = tries => Some(out),
+            cause = death.wait() => Some(Err(died(what, &cause))),
+            () = tokio::time::sleep(deadline) => None,
+        };
+        let out = out.unwrap_or_else(|| Err(late(what, deadline, last.as_deref())));
+        self.report(what, start, deadline, out.is_ok());
+        out
+    }
+
+    fn report(&self, what: &str, start: Instant, deadline: Duration, ok: bool) {
+        self.events.send(Event::Waited { what: what.into(), took: start.elapsed(), deadline, ok });
+    }
+}
+
+fn died(what: &str, cause: &str) -> Error {
+    Error::new(Kind::Lab, format!("waited for {what}, but {cause}"))
+}
+
+fn late(what: &str, deadline: Duration, last: Option<&str>) -> Error {
+    let e = Error::new(
+        Kind::Lab,
+        format!("waited {:.0} s for {what}, in vain", deadline.as_secs_f64()),
+    );
+    match last {
+        Some(seen) => e.evidence([format!("last seen: {seen}")]),
+        None => e,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patience(factor: f64) -> Patience {
+        Patience::new(Speed::new(factor), Events::silent())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_at_once_when_the_thing_dies() {
+        let (life, death) = Life::new();
+        let p = patience(1.0);
+        let wait = p.within("the moon", Duration::from_secs(60), &death, async {
+            std::future::pending::<Result<(), Error>>().await
+        });
+        let (out, ()) = tokio::join!(wait, async { life.ends("QEMU exited with status 1") });
+        assert_eq!(
+            out.unwrap_err().message(),
+            "waited for the moon, but QEMU exited with status 1"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_is_scaled_and_the_last_sight_is_kept() {
+        let start = tokio::time::Instant::now();
+        let out: Result<(), _> = patience(3.0)
+            .until(
+                "a lease",
+                Duration::from_secs(10),
+                Duration::from_secs(1),
+                &Death::never(),
+                || async { Poll::NotYet("no lease, failing".into()) },
+            )
+            .await;
+        assert_eq!(start.elapsed().as_secs(), 30);
+        let e = out.unwrap_err();
+        assert!(e.message().contains("30 s"), "{e}");
+        assert_eq!(e.evidence_lines(), ["last seen: no lease, failing"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_cause_of_death_is_kept() {
+        let (life, death) = Life::new();
+        life.ends("kernel panic");
+        life.ends("QEMU exited");
+        assert_eq!(death.cause().as_deref(), Some("kernel panic"));
+    }
+}

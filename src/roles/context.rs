@@ -1,0 +1,112 @@
+//! What every role is given, and the few values that several services share.
+
+use super::resources::Value;
+use super::secrets::Secrets;
+use super::topology::{Host, Topology};
+use crate::engine::plan::Step;
+use crate::engine::resource::Resource;
+use crate::secret::Secret;
+
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    pub topology: &'a Topology,
+    pub secrets: &'a Secrets,
+}
+
+/// Keys of one section.
+pub type Keys = Vec<(&'static str, Value)>;
+
+/// Writes keys as `keys![ "name" => value, … ]`, whatever the values' types.
+macro_rules! keys {
+    ($($key:literal => $value:expr),* $(,)?) => {
+        vec![$(($key, $crate::roles::resources::Value::from($value))),*]
+    };
+}
+pub(crate) use keys;
+
+/// Makes a list of resources of different types.
+macro_rules! resources {
+    ($($resource:expr),* $(,)?) => {
+        vec![$(Box::new($resource) as Box<dyn $crate::engine::resource::Resource>),*]
+    };
+}
+pub(crate) use resources;
+
+impl<'a> Context<'a> {
+    pub fn controller(&self) -> &'a Host {
+        self.topology.controller()
+    }
+
+    /// `http://CONTROLLER:port`
+    pub fn url(&self, port: u16) -> String {
+        format!("http://{}:{port}", self.controller().address)
+    }
+
+    pub fn keystone(&self) -> String {
+        self.url(super::keystone::PORT)
+    }
+
+    /// The SQLAlchemy URL of a service's database. Has the password in it.
+    pub fn database_url(&self, service: &str, database: &str) -> Secret {
+        Secret::new(format!(
+            "mysql+pymysql://{service}:{}@{}/{database}",
+            self.secrets.database(service).reveal(),
+            self.controller().address
+        ))
+    }
+
+    /// The message queue's URL. Has the password in it.
+    pub fn transport_url(&self) -> Secret {
+        Secret::new(format!(
+            "rabbit://openstack:{}@{}:5672/",
+            self.secrets.rabbit().reveal(),
+            self.controller().address
+        ))
+    }
+
+    /// How `user` logs in to keystone to call another service.
+    pub fn credentials(&self, user: &str) -> Keys {
+        keys![
+            "auth_type" => "password",
+            "auth_url" => self.keystone(),
+            "region_name" => self.topology.region.clone(),
+            "project_domain_name" => "Default",
+            "user_domain_name" => "Default",
+            "project_name" => "service",
+            "username" => user,
+            "password" => self.secrets.user(user),
+        ]
+    }
+
+    /// `[keystone_authtoken]`: how the API of `user`'s service checks tokens.
+    pub fn authtoken(&self, user: &str) -> Keys {
+        let mut keys = self.credentials(user);
+        keys.extend(keys![
+            "www_authenticate_uri" => self.keystone(),
+            "memcached_servers" => format!("{}:11211", self.controller().address),
+        ]);
+        keys
+    }
+
+    /// A step on `host` named `what@host`.
+    pub fn step(&self, what: &str, host: &Host, resources: Vec<Box<dyn Resource>>) -> Step {
+        Step { id: on(what, host), node: host.name.clone(), resources, after: vec![] }
+    }
+}
+
+/// The id of the step `what` on `host`.
+pub fn on(what: &str, host: &Host) -> String {
+    format!("{what}@{}", host.name)
+}
+
+/// Names the steps that must be done before this one.
+pub trait After {
+    fn after(self, steps: impl IntoIterator<Item = String>) -> Self;
+}
+
+impl After for Step {
+    fn after(mut self, steps: impl IntoIterator<Item = String>) -> Step {
+        self.after.extend(steps);
+        self
+    }
+}

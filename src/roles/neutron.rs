@@ -1,0 +1,234 @@
+//! Networks (S3.1, S4.8): ML2 with Open vSwitch, VXLAN self-service networks and one flat provider
+//! network on br-ex.
+
+use super::context::{After, Context, keys, on, resources};
+use super::resources::{Conf, Heads, Schema};
+use super::topology::{Host, Role};
+use super::{nova, uwsgi};
+use crate::engine::plan::Step;
+use crate::engine::resources::{OvsBridge, Ready, Unit};
+
+pub const PACKAGES: &[&str] = &[
+    "neutron-server",
+    "neutron-plugin-ml2",
+    "neutron-openvswitch-agent",
+    "neutron-l3-agent",
+    "neutron-dhcp-agent",
+    "neutron-metadata-agent",
+    "openvswitch-switch",
+];
+pub const PORT: u16 = 9696;
+
+/// The physical network that br-ex stands for.
+pub const PROVIDER: &str = "provider";
+pub const EXTERNAL_BRIDGE: &str = "br-ex";
+
+const CONF: &str = "/etc/neutron/neutron.conf";
+const ML2_CONF: &str = "/etc/neutron/plugins/ml2/ml2_conf.ini";
+const OVS_CONF: &str = "/etc/neutron/plugins/ml2/openvswitch_agent.ini";
+const L3_CONF: &str = "/etc/neutron/l3_agent.ini";
+const DHCP_CONF: &str = "/etc/neutron/dhcp_agent.ini";
+const METADATA_CONF: &str = "/etc/neutron/metadata_agent.ini";
+
+pub fn steps(cx: Context) -> Vec<Step> {
+    let mut steps = server(cx);
+    for host in &cx.topology.hosts {
+        if host.has(Role::Network) || host.has(Role::Compute) {
+            steps.extend(switching(cx, host));
+        }
+        if host.has(Role::Network) {
+            steps.extend(routing(cx, host));
+        }
+    }
+    steps
+}
+
+fn conf(cx: Context, host: &Host) -> Conf {
+    let conf = Conf::new(CONF, "neutron")
+        .section(
+            "DEFAULT",
+            keys![
+                "host" => host.name.clone(),
+                "core_plugin" => "ml2",
+                "service_plugins" => "router",
+                "auth_strategy" => "keystone",
+                "transport_url" => cx.transport_url(),
+                "log_dir" => "/var/log/neutron",
+                "rpc_response_timeout" => "180",
+            ],
+        )
+        .section(
+            "agent",
+            keys![
+                "root_helper" => "sudo neutron-rootwrap /etc/neutron/rootwrap.conf",
+                // One helper process that stays, instead of a Python start for every command.
+                "root_helper_daemon" => "sudo neutron-rootwrap-daemon /etc/neutron/rootwrap.conf",
+            ],
+        )
+        .section("oslo_concurrency", keys!["lock_path" => "/var/lock/neutron"])
+        .section("oslo_policy", keys!["policy_dirs" => "/etc/neutron/policy.d"]);
+    if !host.has(Role::Controller) {
+        return conf;
+    }
+    conf.section(
+        "DEFAULT",
+        keys![
+            "notify_nova_on_port_status_changes" => "true",
+            "notify_nova_on_port_data_changes" => "true",
+            "rpc_workers" => "1",
+            "rpc_state_report_workers" => "0",
+            // A heartbeat may come late where everything is emulated.
+            "agent_down_time" => "150",
+        ],
+    )
+    .section("database", keys!["connection" => cx.database_url("neutron", "neutron")])
+    .section("keystone_authtoken", cx.authtoken("neutron"))
+    .section("nova", cx.credentials("nova"))
+}
+
+fn server(cx: Context) -> Vec<Step> {
+    let host = cx.controller();
+    let ml2 = Conf { group: "root", mode: 0o644, ..Conf::new(ML2_CONF, "neutron") }
+        .section(
+            "ml2",
+            keys![
+                "type_drivers" => "flat,vlan,vxlan",
+                "tenant_network_types" => "vxlan",
+                "mechanism_drivers" => "openvswitch,l2population",
+                "extension_drivers" => "port_security",
+            ],
+        )
+        .section("ml2_type_flat", keys!["flat_networks" => PROVIDER])
+        .section("ml2_type_vxlan", keys!["vni_ranges" => "1:1000"])
+        .section("securitygroup", keys!["enable_security_group" => "true"]);
+    vec![
+        cx.step(
+            "neutron/config",
+            host,
+            resources![
+                conf(cx, host),
+                ml2,
+                uwsgi::conf("neutron-api", "/usr/bin/neutron-api", uwsgi::Threads(1)),
+            ],
+        )
+        .after([on("base", host)]),
+        cx.step(
+            "neutron/schema",
+            host,
+            resources![Schema {
+                database: "neutron",
+                heads: Heads::Named {
+                    dir: "/usr/lib/python3/dist-packages/neutron/db/migration/alembic_migrations/versions"
+                },
+                sync: "neutron-db-manage --config-file /etc/neutron/neutron.conf \
+                       --config-file /etc/neutron/plugins/ml2/ml2_conf.ini upgrade head",
+                user: "neutron",
+            }],
+        )
+        .after([on("neutron/config", host), on("database", host)]),
+        cx.step(
+            "neutron/server",
+            host,
+            resources![
+                Unit::new("neutron-rpc-server").reads([CONF, ML2_CONF]),
+                Unit::new("neutron-api")
+                    .reads([CONF, ML2_CONF, &uwsgi::path("neutron-api")])
+                    .ready(Ready::Port(PORT)),
+            ],
+        )
+        .after([
+            on("neutron/schema", host),
+            on("rabbitmq", host),
+            on("keystone/service", host),
+        ]),
+    ]
+}
+
+/// The switch of a node and the agent that programs it.
+fn switching(cx: Context, host: &Host) -> Vec<Step> {
+    let external = host.has(Role::Network).then(|| host.external_nic.clone()).flatten();
+    let agent = Conf { owner: "neutron", ..Conf::new(OVS_CONF, "neutron") }
+        .section("ovs", {
+            let mut keys = keys![
+                "integration_bridge" => "br-int",
+                "tunnel_bridge" => "br-tun",
+                "local_ip" => host.address.to_string(),
+            ];
+            if external.is_some() {
+                keys.extend(keys!["bridge_mappings" => format!("{PROVIDER}:{EXTERNAL_BRIDGE}")]);
+            }
+            keys
+        })
+        .section("agent", keys!["tunnel_types" => "vxlan", "l2_population" => "true"])
+        .section(
+            "securitygroup",
+            keys!["firewall_driver" => "openvswitch", "enable_security_group" => "true"],
+        );
+    let mut config = resources![agent];
+    if !host.has(Role::Controller) {
+        config.push(Box::new(conf(cx, host)));
+    }
+    let mut switch = resources![Unit::new("openvswitch-switch")];
+    if let Some(nic) = external {
+        // The NIC has no address of its own, but must be up to carry the bridge's frames.
+        switch.push(Box::new(
+            OvsBridge::new(EXTERNAL_BRIDGE).port(nic),
+        ));
+    }
+    vec![
+        cx.step("neutron/config-agents", host, config).after([on("base", host)]),
+        cx.step("openvswitch", host, switch).after([on("base", host)]),
+        cx.step("neutron/openvswitch-agent", host, {
+            let reads: &[&str] = if host.has(Role::Controller) {
+                &[CONF, ML2_CONF, OVS_CONF]
+            } else {
+                &[CONF, OVS_CONF]
+            };
+            resources![Unit::new("neutron-openvswitch-agent").reads(reads.iter().copied())]
+        })
+        .after([
+            on("neutron/config-agents", host),
+            on("openvswitch", host),
+            on("neutron/server", cx.controller()),
+        ]),
+    ]
+}
+
+/// Routers, DHCP and metadata.
+fn routing(cx: Context, host: &Host) -> Vec<Step> {
+    let config = resources![
+        Conf::new(L3_CONF, "neutron")
+            .section("DEFAULT", keys!["interface_driver" => "openvswitch"]),
+        Conf::new(DHCP_CONF, "neutron").section(
+            "DEFAULT",
+            keys!["interface_driver" => "openvswitch", "enable_isolated_metadata" => "true"],
+        ),
+        Conf { owner: "neutron", ..Conf::new(METADATA_CONF, "neutron") }.section(
+            "DEFAULT",
+            keys![
+                "nova_metadata_host" => cx.controller().address.to_string(),
+                "nova_metadata_port" => nova::METADATA_PORT.to_string(),
+                "metadata_proxy_shared_secret" => cx.secrets.metadata(),
+                "metadata_workers" => "0",
+            ],
+        ),
+    ];
+    vec![
+        cx.step("neutron/config-routing", host, config).after([on("base", host)]),
+        cx.step(
+            "neutron/routing",
+            host,
+            resources![
+                Unit::new("neutron-l3-agent").reads([CONF, L3_CONF]),
+                Unit::new("neutron-dhcp-agent").reads([CONF, DHCP_CONF]),
+                Unit::new("neutron-metadata-agent").reads([CONF, METADATA_CONF]),
+            ],
+        )
+        .after([
+            on("neutron/config-routing", host),
+            on("neutron/config-agents", host),
+            on("openvswitch", host),
+            on("neutron/server", cx.controller()),
+        ]),
+    ]
+}

@@ -7,10 +7,11 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 /// Every variable that has a meaning, for the help text.
-pub const VARIABLES: [(&str, &str); 6] = [
+pub const VARIABLES: [(&str, &str); 7] = [
     ("STACKPROOF_STORE", "where images are kept, like --store"),
     ("STACKPROOF_DEBIAN_MIRROR", "the Debian mirror, like --debian-mirror"),
     ("XDG_CACHE_HOME", "its folder stackproof/ is the default store [default: ~/.cache]"),
+    ("https_proxy, http_proxy", "the proxy that images are fetched through; no_proxy is heeded"),
     ("NO_COLOR", "no colours when set and not empty"),
     ("CI", "plain lines instead of live bars when set and not empty"),
     ("TERM", "plain lines instead of live bars when `dumb`"),
@@ -26,6 +27,8 @@ pub struct Environment {
     pub root: Option<PathBuf>,
     /// Where the process was started.
     pub cwd: PathBuf,
+    /// The proxy of the environment, if any.
+    pub proxy: Option<ureq::Proxy>,
     pub verbose: bool,
     /// Whether bars may be drawn on standard error.
     pub live: bool,
@@ -89,6 +92,7 @@ impl Environment {
             debian_mirror,
             root: global.root.as_ref().map(|root| cwd.join(root)),
             cwd: cwd.to_owned(),
+            proxy: ureq::Proxy::try_from_env(),
             verbose: global.verbose,
             live,
             colour: terminal && set("NO_COLOR").is_none(),

@@ -29,6 +29,13 @@ pub fn json(path: &Path, value: &impl Serialize, redactor: &Redactor) -> Result<
     write().doing(Kind::Host, || format!("{} cannot be written", path.display()))
 }
 
+/// The text of `value`, for standard output.
+pub fn pretty(value: &Value) -> Result<String> {
+    let text = serde_json::to_string_pretty(value)
+        .doing(Kind::Internal, || "the result is no JSON".into())?;
+    Ok(text + "\n")
+}
+
 /// Removes secrets from every string, keys too. Done on the values, because escaping could
 /// otherwise hide a secret from the search.
 pub fn clean(value: &mut Value, redactor: &Redactor) {

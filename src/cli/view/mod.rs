@@ -8,6 +8,7 @@ use crate::event::{Event, Stamped};
 use crate::secret::Redactor;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
 
 pub use live::Live;
 pub use plain::Plain;
@@ -24,28 +25,38 @@ pub trait View: Send {
 /// How often a quiet stream is looked at.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Reads events until every sender is gone: cleans them, records them and shows them. Returns the
-/// record, still open.
+/// Reads events, cleans, records and shows them, until every sender is gone or `end` comes: then
+/// what was sent before is still read. Returns the record, still open. (Senders alone would not do:
+/// a thread that is slow to end keeps one.)
 pub async fn follow(
     mut events: UnboundedReceiver<Stamped>,
     redactor: Redactor,
     mut view: impl View,
+    mut end: oneshot::Receiver<()>,
 ) -> Record {
     let mut record = Record::default();
     let start = tokio::time::Instant::now();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut read = |event: Stamped, view: &mut dyn View| {
+        let event = cleaned(event, &redactor);
+        record.note(&event);
+        view.show(&event);
+    };
     loop {
         tokio::select! {
             biased;
             event = events.recv() => match event {
-                Some(event) => {
-                    let event = cleaned(event, &redactor);
-                    record.note(&event);
-                    view.show(&event);
-                }
+                Some(event) => read(event, &mut view),
                 None => break,
             },
+            // A dropped sender of `end` is an end too.
+            _ = &mut end => {
+                while let Ok(event) = events.try_recv() {
+                    read(event, &mut view);
+                }
+                break;
+            }
             now = tick.tick() => view.tick(now - start),
         }
     }
@@ -166,7 +177,9 @@ mod tests {
         redactor.add(&Secret::new(secret));
         let (events, from) = Events::channel();
         let sink = Kept::default();
-        let reader = tokio::spawn(follow(from, redactor, Plain::new(sink.clone(), true, false)));
+        let (_go_on, end) = oneshot::channel();
+        let plain = Plain::new(sink.clone(), true, false);
+        let reader = tokio::spawn(follow(from, redactor, plain, end));
         for event in every_event(&format!("before {secret} after")) {
             events.send(event);
         }
@@ -182,9 +195,24 @@ mod tests {
         let (events, from) = Events::channel();
         events.send(check(0.0, "a", Status::Pass, "seen").event);
         drop(events);
-        let sink = Kept::default();
-        let record = follow(from, Redactor::default(), Plain::new(sink, false, false)).await;
+        let (_go_on, end) = oneshot::channel();
+        let plain = Plain::new(Kept::default(), false, false);
+        let record = follow(from, Redactor::default(), plain, end).await;
         assert_eq!(record.count(Status::Pass), 1);
+    }
+
+    #[tokio::test]
+    async fn the_end_comes_even_while_a_sender_lives_and_loses_nothing_sent_before() {
+        let (events, from) = Events::channel();
+        for _ in 0..100 {
+            events.send(check(0.0, "a", Status::Pass, "seen").event);
+        }
+        let (now, end) = oneshot::channel();
+        now.send(()).unwrap();
+        let plain = Plain::new(Kept::default(), false, false);
+        let record = follow(from, Redactor::default(), plain, end).await;
+        assert_eq!(record.count(Status::Pass), 100);
+        drop(events);
     }
 
     #[test]

@@ -79,6 +79,12 @@ impl Store {
         stamp(&path).then_some(path)
     }
 
+    /// Like [`Store::blob`], for those who only look: leaves the stamp alone.
+    pub fn peek(&self, digest: &Digest) -> Option<PathBuf> {
+        let path = self.blob_path(digest);
+        path.exists().then_some(path)
+    }
+
     /// The built thing with this key, if it is here. Stamps it as used.
     pub fn derived(&self, key: &str) -> Option<PathBuf> {
         let path = self.root.join("derived").join(checked_key(key).ok()?);
@@ -86,6 +92,7 @@ impl Store {
     }
 
     /// All that was built under the name `name` (keys of [`derived_key`]), the last used first.
+    /// Leaves the stamps alone.
     pub fn derived_of(&self, name: &str) -> Vec<PathBuf> {
         let mut found: Vec<(SystemTime, PathBuf)> = entries(&self.root.join("derived"))
             .unwrap_or_default()
@@ -110,7 +117,7 @@ impl Store {
         let file = private_file(&path)
             .doing(Kind::Host, || "the partial download could not be opened".into())
             .map_err(|e| e.at(&path, None))?;
-        Ok(Begin::Write(BlobWriter {
+        Ok(Begin::Write(Box::new(BlobWriter {
             file,
             hasher: Hasher::new(digest.algorithm()),
             written: 0,
@@ -118,7 +125,7 @@ impl Store {
             place: self.blob_path(digest),
             expected: *digest,
             _lock: lock,
-        }))
+        })))
     }
 
     /// The built thing with this key, made by `make` if it is not here. `make` writes into the
@@ -165,6 +172,7 @@ impl Store {
             .map_err(|e| e.at(&place, None))?;
         // Its folder has gone to its place; there is nothing left for the guard to remove.
         let _ = temp.keep();
+        stamp(&place);
         Ok(place)
     }
 
@@ -424,7 +432,7 @@ impl Store {
 /// What [`Store::begin_blob`] found.
 pub enum Begin {
     Present(PathBuf),
-    Write(BlobWriter),
+    Write(Box<BlobWriter>),
 }
 
 /// A thing of the store in use. Held for as long as the thing must stay.

@@ -21,7 +21,7 @@ async fn put(store: &Store, content: &[u8]) -> (Digest, PathBuf) {
     (digest, writer.finish().unwrap())
 }
 
-async fn writer(store: &Store, digest: &Digest) -> BlobWriter {
+async fn writer(store: &Store, digest: &Digest) -> Box<BlobWriter> {
     match store.begin_blob(digest, &patience()).await.unwrap() {
         Begin::Write(writer) => writer,
         Begin::Present(path) => panic!("{} is there already", path.display()),
@@ -142,7 +142,7 @@ async fn a_built_thing_is_found_under_its_key_listed_and_private() {
     assert_eq!(store.derived(&key), None);
     let path = build(&store, &key).await;
     assert_eq!(store.derived(&key), Some(path.clone()));
-    assert_eq!(store.derived_of("probe-guest"), [path.clone()]);
+    assert_eq!(store.derived_of("probe-guest"), vec![path.clone()]);
     assert!(store.derived_of("probe").is_empty());
     for (name, wanted) in [
         ("", 0o700),

@@ -7,11 +7,10 @@ use super::table::Table;
 use super::view::human_bytes;
 use super::{finish, print};
 use crate::error::{Error, Result};
-use crate::images::digest::Digest;
-use crate::images::fetch;
 use crate::images::inspect::{Inspection, inspect};
 use crate::images::manifest::{Kind, Manifest, Manifests, load_dir};
 use crate::images::store::Store;
+use crate::images::{Presence, presence, resolve};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -65,8 +64,9 @@ async fn act(work: Work, verb: Images) -> Result<String> {
 }
 
 pub async fn fetch(work: &Work, store: &Store, manifest: &Manifest) -> Result<PathBuf> {
-    let options = fetch::Options { proxy: work.env.proxy.clone(), ..Default::default() };
-    fetch::fetch(store, manifest, &options, &work.patience()).await
+    let proxy = work.env.proxy.clone();
+    let options = crate::images::fetch::Options { proxy, ..Default::default() };
+    crate::images::fetch::fetch(store, manifest, &options, &work.patience()).await
 }
 
 fn all_of<'m>(manifests: &'m Manifests, names: &[String]) -> Result<Vec<&'m Manifest>> {
@@ -80,19 +80,15 @@ fn list(manifests: &Manifests, store: &Store) -> String {
             Kind::Pin(pin) => ("pin", pin.size.map_or("?".into(), human_bytes)),
             Kind::Recipe(_) => ("recipe", "-".into()),
         };
-        let there = if in_store(manifest, store).is_empty() { "-" } else { "yes" };
+        let there = match presence(manifest, store) {
+            Presence::Missing => "-",
+            Presence::Fetched(_) => "fetched",
+            Presence::Built(_) => "built",
+        };
         let (user, about) = (manifest.user.as_str(), manifest.description.as_str());
         table.row([&manifest.name, kind, &size, there, user, about]);
     }
     table.to_string()
-}
-
-/// The blob of a pin, or the folders built from a recipe, the last used first.
-pub fn in_store(manifest: &Manifest, store: &Store) -> Vec<PathBuf> {
-    match &manifest.kind {
-        Kind::Pin(pin) => store.blob(&pin.digest).into_iter().collect(),
-        Kind::Recipe(_) => store.derived_of(&manifest.name),
-    }
 }
 
 async fn verify(
@@ -101,46 +97,22 @@ async fn verify(
     store: &Store,
     names: &[String],
 ) -> Result<String> {
-    let mut said = String::new();
+    let there = |m: &&Manifest| presence(m, store) != Presence::Missing;
     let wanted: Vec<&Manifest> = if names.is_empty() {
-        manifests.iter().filter(|m| !in_store(m, store).is_empty()).collect()
+        manifests.iter().filter(there).collect()
     } else {
         all_of(manifests, names)?
     };
-    for manifest in wanted {
-        match &manifest.kind {
-            Kind::Pin(pin) => {
-                store.verify_blob(&pin.digest, &work.events).await?;
-                said += &format!("{}: ok ({})\n", manifest.name, short(&pin.digest));
-            }
-            Kind::Recipe(_) => {
-                let built = store.derived_of(&manifest.name);
-                if built.is_empty() {
-                    return Err(missing(manifest, store));
-                }
-                for folder in built {
-                    let key = folder.file_name().unwrap_or_default().to_string_lossy();
-                    store.verify_derived(&key, &work.events).await?;
-                    said += &format!("{}: ok ({key})\n", manifest.name);
-                }
-            }
-        }
+    if wanted.is_empty() {
+        return Ok("the store is empty: nothing was verified\n".into());
     }
-    if said.is_empty() {
-        said.push_str("the store is empty: nothing was verified\n");
+    let mut said = String::new();
+    for manifest in wanted {
+        let disk =
+            crate::images::verify(manifests, store, &manifest.name, &work.events).await?;
+        said += &format!("{}: ok  {}\n", manifest.name, disk.display());
     }
     Ok(said)
-}
-
-fn short(digest: &Digest) -> String {
-    format!("{} {}...", digest.algorithm().name(), &digest.hex()[..16])
-}
-
-fn missing(manifest: &Manifest, store: &Store) -> Error {
-    let verb = if manifest.is_recipe() { "build" } else { "fetch" };
-    Error::image(format!("{} is not in the store", manifest.name))
-        .at(store.root(), None)
-        .hint(format!("stackproof images {verb} {}", manifest.name))
 }
 
 /// The file that `image` names: a path that exists, else an image in the store.
@@ -152,13 +124,16 @@ fn locate(work: &Work, manifests: &Manifests, store: &Store, image: &str) -> Res
     if image.contains('/') || Path::new(image).extension().is_some_and(|e| e == "qcow2") {
         return Err(Error::input("no such file").at(image, None));
     }
-    let manifest = manifests.get(image)?;
-    let there =
-        in_store(manifest, store).into_iter().next().ok_or_else(|| missing(manifest, store))?;
-    if there.is_file() {
-        return Ok(there);
-    }
-    super::build::disk_in(&there)
+    let (manifest, presence) = resolve(manifests, store, image)?;
+    presence.disk().ok_or_else(|| missing(manifest, store))
+}
+
+/// The error for an image that should be in the store, with how to get it there.
+pub fn missing(manifest: &Manifest, store: &Store) -> Error {
+    let verb = if manifest.is_recipe() { "build" } else { "fetch" };
+    Error::image(format!("{} is not in the store", manifest.name))
+        .at(store.root(), None)
+        .hint(format!("stackproof images {verb} {}", manifest.name))
 }
 
 fn inspection_text(found: &Inspection) -> String {

@@ -1,29 +1,31 @@
 //! The command line: one file a verb. The only room that prints or reads the environment.
 
 mod args;
+mod bench;
 mod e2e;
 mod environment;
 mod failure;
+mod host;
+mod images;
 mod record;
 mod root;
+mod session;
 mod signal;
+mod table;
 mod view;
 mod write;
 
 use crate::error::{Error, Kind, Result};
-use crate::event::{Events, Stamped};
 use crate::secret::Redactor;
 use args::{Cli, Verb};
 use clap::Parser;
 use environment::Environment;
 use failure::Failure;
 use record::Record;
-use signal::Stop;
+use session::Session;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::task::JoinHandle;
 
 /// How long threads that are still busy (a download, a hash) may delay the exit.
 const LINGER: Duration = Duration::from_secs(3);
@@ -39,7 +41,7 @@ pub fn main() -> ExitCode {
         }
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
-        // The signal task must run while another thread cleans up.
+        // At least two: the second signal must be heard while another thread cleans up.
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)))
         .enable_all()
         .build()
@@ -63,45 +65,33 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     let session = Session::new(Environment::read(&cli.global)?)?;
     match cli.verb {
         Verb::E2e(args) => e2e::run(session, args).await,
-        _ => todo!(),
+        Verb::Images(verb) => images::run(session, verb).await,
+        Verb::Host(verb) => host::run(session, verb).await,
+        Verb::Bench(args) => bench::run(session, args).await,
     }
 }
 
-/// What every verb needs: the environment, the stream of events with its reader, and the secrets.
-pub struct Session {
-    env: Environment,
-    redactor: Redactor,
-    events: Events,
-    reader: JoinHandle<Record>,
-    stop: Stop,
+/// Prints to standard output, without secrets. A closed pipe ends nothing.
+fn print(text: &str, redactor: &Redactor) {
+    let _ = std::io::stdout().write_all(redactor.clean(text).as_bytes());
 }
 
-impl Session {
-    fn new(env: Environment) -> Result<Session> {
-        let stop = Stop::watch()?;
-        let redactor = Redactor::default();
-        let (events, from) = Events::channel();
-        let reader = reader(&env, from, redactor.clone());
-        Ok(Session { env, redactor, events, reader, stop })
-    }
-}
-
-fn reader(
-    env: &Environment,
-    from: UnboundedReceiver<Stamped>,
-    redactor: Redactor,
-) -> JoinHandle<Record> {
-    if env.live {
-        tokio::spawn(view::follow(from, redactor, view::Live::new(env.verbose, env.colour)))
-    } else {
-        let plain = view::Plain::new(std::io::stderr(), env.verbose, env.colour);
-        tokio::spawn(view::follow(from, redactor, plain))
+/// Tells the error of a closed record, if any, and gives its exit code.
+fn finish<T>(record: &Record, out: Result<T>) -> Result<ExitCode> {
+    match (&record.error, out) {
+        (Some(failure), _) => Ok(tell(failure)),
+        // The record of an error always has one.
+        (None, Err(e)) => Err(e),
+        (None, Ok(_)) => Ok(ExitCode::SUCCESS),
     }
 }
 
 /// Prints an error that has no run around it.
 fn report(error: &Error) -> ExitCode {
-    let failure = Failure::of(error, &Redactor::default());
+    tell(&Failure::of(error, &Redactor::default()))
+}
+
+fn tell(failure: &Failure) -> ExitCode {
     let _ = std::io::stderr().write_all(failure.text().as_bytes());
     ExitCode::from(failure.exit_code)
 }

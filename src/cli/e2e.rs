@@ -1,4 +1,0 @@
-use super::*;
-pub async fn run(_session: Session, _args: args::E2e) -> Result<ExitCode> {
-    todo!()
-}

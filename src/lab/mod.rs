@@ -1,4 +1,13 @@
 //! Virtual machines and the network between them. Knows no OpenStack and no engine.
 
+pub mod accel;
+pub mod console;
+pub mod keys;
+pub mod mac;
 pub mod outside;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+pub mod seed;
+pub mod spec;
 pub mod switch;

@@ -2,3 +2,4 @@
 
 pub mod outside;
 pub mod switch;
+pub mod wire;

@@ -45,7 +45,7 @@ async fn act(work: Work, verb: Images) -> Result<String> {
             let wanted = all_of(&manifests, &names)?;
             let mut said = String::new();
             for manifest in wanted {
-                let path = super::build::build(&work, &store, manifest).await?;
+                let path = build(&work, &store, manifest).await?;
                 said += &format!("{}  {}\n", manifest.name, path.display());
             }
             Ok(said)

@@ -1,6 +1,6 @@
 //! Writes a JSON file whole or not at all, readable by its owner alone, without secrets.
 
-use crate::error::{Context, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::secret::Redactor;
 use serde::Serialize;
 use serde_json::Value;
@@ -13,13 +13,7 @@ pub fn json(path: &Path, value: &impl Serialize, redactor: &Redactor) -> Result<
         serde_json::to_value(value).doing(Kind::Internal, || "the result is no JSON".into())?;
     clean(&mut value, redactor);
     let write = || -> std::io::Result<()> {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        std::fs::create_dir_all(folder)?;
-        // A temporary file is made 0600 and renamed over the old one.
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let mut file = beside(path)?;
         serde_json::to_writer_pretty(&mut file, &value)?;
         file.write_all(b"\n")?;
         file.as_file().sync_all()?;
@@ -27,6 +21,25 @@ pub fn json(path: &Path, value: &impl Serialize, redactor: &Redactor) -> Result<
         Ok(())
     };
     write().doing(Kind::Host, || format!("{} cannot be written", path.display()))
+}
+
+/// Finds out early whether [`json`] will be able to write there. Leaves the folder.
+pub fn can(path: &Path) -> Result<()> {
+    let cannot = || format!("{} cannot be written", path.display());
+    if path.is_dir() {
+        return Err(Error::input(cannot()).hint("it is a folder: name a file in it"));
+    }
+    beside(path).map(drop).doing(Kind::Input, cannot)
+}
+
+/// A temporary file (0600) in the folder of `path`, to be renamed over it.
+fn beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder)?;
+    tempfile::NamedTempFile::new_in(folder)
 }
 
 /// The text of `value`, for standard output.
@@ -83,6 +96,8 @@ mod tests {
         let e = json(&taken, &json!({}), &Redactor::default()).unwrap_err();
         assert!(e.to_string().contains("folder"), "{e}");
         assert_eq!(e.kind(), Kind::Host);
+        assert_eq!(can(&taken).unwrap_err().kind(), Kind::Input);
+        can(&dir.path().join("fine.json")).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

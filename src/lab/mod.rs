@@ -11,3 +11,4 @@ pub mod qmp;
 pub mod seed;
 pub mod spec;
 pub mod switch;
+pub mod wire;

@@ -114,7 +114,8 @@ fn last_e2e(path: &Path, work: &Work) -> Option<Value> {
 fn hashing(mib: u32) -> Result<Vec<Number>> {
     let cannot = || "the file to hash cannot be written".to_owned();
     let mut file = tempfile::NamedTempFile::new().doing(Kind::Host, cannot)?;
-    let block: Vec<u8> = (0..1u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let block: Vec<u8> =
+        (0..1u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     for _ in 0..mib {
         file.write_all(&block).doing(Kind::Host, cannot)?;
     }
@@ -123,7 +124,8 @@ fn hashing(mib: u32) -> Result<Vec<Number>> {
     let (hex, seconds) = ours.doing(Kind::Host, || "the file cannot be hashed".into())?;
     let number = Number::new("image hashing (sha256)", speed(seconds), "MiB/s");
     let peer = best(|| {
-        let out = Command::new("openssl").args(["dgst", "-sha256", "-r"]).arg(file.path()).output()?;
+        let out =
+            Command::new("openssl").args(["dgst", "-sha256", "-r"]).arg(file.path()).output()?;
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     });
     Ok(vec![match peer {

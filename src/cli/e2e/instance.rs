@@ -136,7 +136,7 @@ mod tests {
                  [pin]\nurl = \"http://example.org/x\"\nsha256 = \"{}\"\n",
                 "0".repeat(64)
             );
-            Manifest::parse(Path::new("images/x.toml"), text).unwrap()
+            Manifest::parse(Path::new(&format!("images/{name}.toml")), text).unwrap()
         };
         Manifests::new(vec![pin("cirros-0.6.3"), pin("cirros-0.6.2")])
     }
@@ -146,7 +146,8 @@ mod tests {
         let all = manifests();
         for (line, wanted) in [("", "cirros"), ("--instance-user joe", "joe")] {
             let args = args(&format!("--instance-image cirros-0.6.3 {line}"));
-            let Wanted::Known { user, .. } = Wanted::of(&args, &all, Path::new("/")).unwrap() else {
+            let Wanted::Known { user, .. } = Wanted::of(&args, &all, Path::new("/")).unwrap()
+            else {
                 panic!("it is known")
             };
             assert_eq!(user, wanted);

@@ -94,9 +94,9 @@ async fn prove(
             if passed {
                 return Ok(());
             }
-            Err(Error::provision("the second run changed something")
-                .evidence(changed)
-                .hint("a resource does not see that it is as declared: compare its probe with its apply"))
+            Err(Error::provision("the second run changed something").evidence(changed).hint(
+                "a resource does not see that it is as declared: compare its probe with its apply",
+            ))
         })
         .await?;
     events.phase("proof", cluster.prove(work, spec, &plan, instance, args.keep)).await

@@ -14,3 +14,4 @@ pub mod rundir;
 pub mod seed;
 pub mod spec;
 pub mod switch;
+pub mod vm;

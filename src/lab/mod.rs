@@ -15,3 +15,4 @@ pub mod seed;
 pub mod spec;
 pub mod switch;
 pub mod vm;
+pub mod wire;

@@ -163,11 +163,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_dropped_start_leaves_no_process() {
-        for polls in 1..4 {
-            let mut command = Command::new("sh");
-            let dir = tempfile::tempdir().unwrap();
-            let file = dir.path().join("pid");
-            command.args(["-c", "echo $$ > \"$0\"; exec sleep 1000"]).arg(&file);
+        for polls in 1..5 {
+            let (mut held, holds) = std::io::pipe().unwrap();
+            let mut command = sleeper();
+            command.stdout(holds);
             let mut start = Box::pin(Process::spawn(command));
             for _ in 0..polls {
                 let poll = std::future::poll_fn(|cx| {
@@ -179,13 +178,12 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             drop(start);
-            // The thread kills what nobody took; its own end is the proof, seen through the fork.
-            let until = std::time::Instant::now() + REAPED_WITHIN;
-            let pid = || std::fs::read_to_string(&file).ok()?.trim().parse::<u32>().ok();
-            while pid().is_some_and(alive) {
-                assert!(std::time::Instant::now() < until, "left alive after {polls} polls");
-                tokio::task::yield_now().await;
-            }
+            // The pipe ends when nobody holds its other end: neither the child nor its thread.
+            let ended = tokio::task::spawn_blocking(move || {
+                std::io::Read::read_to_end(&mut held, &mut Vec::new())
+            });
+            let ended = tokio::time::timeout(Duration::from_secs(60), ended).await;
+            assert_eq!(ended.expect("left alive").unwrap().unwrap(), 0, "after {polls} polls");
         }
     }
 

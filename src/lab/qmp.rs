@@ -166,6 +166,11 @@ impl Qmp {
         from
     }
 
+    /// Whether answers can still come.
+    pub fn is_open(&self) -> bool {
+        self.0.state().ended.is_none()
+    }
+
     /// QEMU's version: major, minor, micro.
     pub fn version(&self) -> (u32, u32, u32) {
         self.0.version

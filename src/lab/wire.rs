@@ -446,9 +446,10 @@ mod tests {
             let Some(frame) = Frame::parse(bytes) else { return };
             frame.arp();
             let Some(ip) = frame.ipv4() else { return };
-            (ip.udp().and_then(|u| u.vxlan()), ip.tcp(), ip.ports());
+            std::hint::black_box((ip.udp().and_then(|u| u.vxlan()), ip.tcp(), ip.ports()));
             if let Some(icmp) = ip.icmp() {
-                (icmp.echo(), icmp.about().and_then(|q| q.ports()), icmp.intact());
+                let about = icmp.about().and_then(|q| q.ports());
+                std::hint::black_box((icmp.echo(), about, icmp.intact()));
             }
         };
         for frame in [whole, error, arp] {

@@ -175,7 +175,8 @@ impl Leg {
         if to == self.address() {
             return Ok(Some(Echo { rtt: Duration::ZERO, ttl: 64 }));
         }
-        let hop = self.core().lock().next_hop(to).ok_or_else(|| {
+        let hop = self.core().lock().next_hop(to);
+        let hop = hop.ok_or_else(|| {
             Error::lab(format!("cannot ping {to}: {} has no route to it", self.address()))
                 .hint("The leg reaches its own subnet only, unless it is given a gateway.")
         })?;

@@ -685,3 +685,17 @@ fn new_socket() -> tcp::Socket<'static> {
     socket.set_keep_alive(Some(KEEP_ALIVE.into()));
     socket
 }
+
+#[cfg(test)]
+impl Stack {
+    pub fn connections(&self) -> usize {
+        assert_eq!(self.connections.len(), self.by_tuple.len());
+        self.connections.len()
+    }
+    pub fn pings(&self) -> usize {
+        self.pings.len()
+    }
+    pub fn unread(&self, stream: &super::TcpStream) -> usize {
+        self.sockets.get::<tcp::Socket>(stream.handle()).recv_queue()
+    }
+}

@@ -172,11 +172,14 @@ async fn three_ports_in_a_circle_lose_nothing_and_never_lock_up() {
         (plug(&net, "a"), plug(&net, "b"), plug(&net, "c"));
     // Everybody becomes known first, else the first frames are flooded.
     a.send(&frame(BROADCAST, A, b"")).await;
-    (b.receive().await, c.receive().await);
+    b.receive().await;
+    c.receive().await;
     b.send(&frame(BROADCAST, B, b"")).await;
-    (a.receive().await, c.receive().await);
+    a.receive().await;
+    c.receive().await;
     c.send(&frame(BROADCAST, C, b"")).await;
-    (a.receive().await, b.receive().await);
+    a.receive().await;
+    b.receive().await;
     let storms = [
         tokio::spawn(storm(a, B, A, COUNT, COUNT)),
         tokio::spawn(storm(b, C, B, COUNT, COUNT)),
@@ -197,7 +200,8 @@ async fn a_port_that_reads_nothing_stops_nobody_and_its_losses_are_counted() {
         tokio::spawn(storm(a, BROADCAST, A, COUNT, 0)),
         tokio::spawn(storm(b, A, B, 0, COUNT)),
     );
-    (one.unwrap(), two.unwrap());
+    one.unwrap();
+    two.unwrap();
     until(|| pb.counters().tx_frames == u64::from(COUNT)).await;
     assert_eq!(pb.counters().dropped, 0);
     let lost = pp.counters().dropped;
@@ -259,7 +263,8 @@ async fn a_closed_peer_is_unplugged_and_its_addresses_are_forgotten() {
     let ((mut a, _pa), (mut b, pb), (mut c, _pc)) =
         (plug(&net, "a"), plug(&net, "b"), plug(&net, "c"));
     b.send(&frame(BROADCAST, B, b"here")).await;
-    (a.receive().await, c.receive().await);
+    a.receive().await;
+    c.receive().await;
     drop(b);
     let cause = soon(pb.death().wait()).await;
     assert!(cause.contains("closed the connection"), "{cause}");
@@ -283,7 +288,8 @@ async fn a_cut_link_drops_both_directions_and_a_healed_one_carries_again() {
     let ((mut a, pa), (mut b, pb), (mut c, _pc)) =
         (plug(&net, "a"), plug(&net, "b"), plug(&net, "c"));
     b.send(&frame(BROADCAST, B, b"here")).await;
-    (a.receive().await, c.receive().await);
+    a.receive().await;
+    c.receive().await;
     pb.set_link(false);
     a.send(&frame(B, A, b"lost")).await;
     b.send(&frame(A, B, b"lost too")).await;

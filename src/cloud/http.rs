@@ -425,7 +425,7 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_names_method_path_status_message_and_request_but_no_secret() {
         let (http, seen) = client(
-            "HTTP/1.1 403 Forbidden\r\nx-openstack-request-id: req-7\r\ncontent-length: 71\r\n\r\n\
+            "HTTP/1.1 403 Forbidden\r\nx-openstack-request-id: req-7\r\ncontent-length: 72\r\n\r\n\
              {\"forbidden\": {\"message\": \"not with s3cr3t-s3cr3t, no.\", \"code\": 403  }}",
             Death::never(),
         );

@@ -296,7 +296,7 @@ impl State {
     /// A server needs a few looks to become what it will be.
     fn progress(&mut self) {
         self.polls += 1;
-        if self.polls % 3 != 0 {
+        if !self.polls.is_multiple_of(3) {
             return;
         }
         let faults = self.faults.clone();
@@ -445,6 +445,7 @@ impl State {
                 if self.of("ports").iter().any(uses) {
                     return no(409, "security group in use");
                 }
+                self.all("security-group-rules").retain(|r| r["security_group_id"] != *id);
                 self.remove("security-groups", id)
             }
             ("POST", ["v2.0", "security-group-rules"]) => self.create(
@@ -523,7 +524,7 @@ impl State {
             ("POST", []) => self.create(kind, singular, asked.json()[singular].clone()),
             ("GET", []) => {
                 let matches = |t: &&Value| {
-                    asked.query.iter().all(|(k, v)| t.get(k).is_none_or(|seen| seen == v.as_str()))
+                    asked.query.iter().all(|(k, v)| k == "all_tenants" || t[k] == v.as_str())
                 };
                 let found: Vec<_> = self.of(kind).iter().filter(matches).cloned().collect();
                 Ok((200, json!({kind: found})))

@@ -52,7 +52,8 @@ impl State {
     fn router_answers(&self) -> bool {
         let has_gateway =
             self.of("ports").iter().any(|p| p["device_owner"] == "network:router_gateway");
-        has_gateway && !(self.faults.router_dies && !self.of("floatingips").is_empty())
+        let dead = self.faults.router_dies && !self.of("floatingips").is_empty();
+        has_gateway && !dead
     }
 
     fn answers_ping(&mut self, to: Ipv4Addr) -> Option<u8> {

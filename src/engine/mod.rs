@@ -2,6 +2,22 @@
 //!
 //! A role declares typed resources; the engine observes all of a node's resources in one round
 //! trip, shows the difference, changes what differs, and observes again.
+//!
+//! * [`resource`]: what a resource is; [`resources`]: the generic ones.
+//! * [`plan`]: steps and the order between them, checked before anything is touched.
+//! * [`batch`]: many fragments of shell in one script, framed.
+//! * [`observe`], [`apply`]: the engine proper; [`journal`]: what it writes down for people.
+//! * [`inventory`], [`transport`], [`ssh`]: nodes and how they are reached.
 
+pub mod apply;
+pub mod batch;
+pub mod ini;
+pub mod inventory;
+pub mod journal;
+pub mod observe;
 pub mod plan;
+pub mod quote;
 pub mod resource;
+pub mod resources;
+pub mod ssh;
+pub mod transport;

@@ -2,6 +2,8 @@
 //! is needed. Everything else runs at once.
 
 use super::resource::Resource;
+use crate::error::{Error, Result};
+use std::collections::{BTreeSet, HashMap};
 
 #[derive(Debug)]
 pub struct Step {
@@ -14,7 +16,179 @@ pub struct Step {
     pub after: Vec<String>,
 }
 
+impl Step {
+    pub fn new(id: impl Into<String>, node: impl Into<String>) -> Step {
+        Step { id: id.into(), node: node.into(), resources: Vec::new(), after: Vec::new() }
+    }
+    pub fn with(mut self, resource: impl Resource + 'static) -> Step {
+        self.resources.push(Box::new(resource));
+        self
+    }
+    pub fn after(mut self, step: impl Into<String>) -> Step {
+        self.after.push(step.into());
+        self
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Plan {
     pub steps: Vec<Step>,
 }
+
+/// The order of a plan that has been checked: indices into `steps`.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// For each step, those directly before it.
+    pub before: Vec<Vec<usize>>,
+    /// For each step, all that are before it at any distance.
+    ancestors: Vec<BTreeSet<usize>>,
+}
+
+impl Order {
+    pub fn is_before(&self, a: usize, b: usize) -> bool {
+        self.ancestors[b].contains(&a)
+    }
+}
+
+impl Plan {
+    /// Checks everything that can be known without a node: ids, nodes, order, and that no two steps
+    /// could write one path at once or write under a unit that has started already.
+    pub fn validate(&self, nodes: &[&str]) -> Result<Order> {
+        let index = self.index()?;
+        for step in &self.steps {
+            if !nodes.contains(&step.node.as_str()) {
+                return Err(Error::input(format!(
+                    "step {} is for the node {}, which is not there",
+                    step.id, step.node
+                ))
+                .hint(format!("the nodes are: {}", nodes.join(", "))));
+            }
+        }
+        let mut before = Vec::new();
+        for step in &self.steps {
+            let mut these = Vec::new();
+            for name in &step.after {
+                these.push(*index.get(name.as_str()).ok_or_else(|| {
+                    Error::input(format!(
+                        "step {} comes after {name}, which is not in the plan",
+                        step.id
+                    ))
+                })?);
+            }
+            before.push(these);
+        }
+        let ancestors = self.ancestors(&before)?;
+        let order = Order { before, ancestors };
+        self.check_resources(&order)?;
+        Ok(order)
+    }
+
+    fn index(&self) -> Result<HashMap<&str, usize>> {
+        let mut index = HashMap::new();
+        for (i, step) in self.steps.iter().enumerate() {
+            if index.insert(step.id.as_str(), i).is_some() {
+                return Err(Error::input(format!("two steps are called {}", step.id)));
+            }
+        }
+        Ok(index)
+    }
+
+    fn ancestors(&self, before: &[Vec<usize>]) -> Result<Vec<BTreeSet<usize>>> {
+        let mut done: Vec<Option<BTreeSet<usize>>> = vec![None; before.len()];
+        let mut left: Vec<usize> = (0..before.len()).collect();
+        while !left.is_empty() {
+            let (ready, rest): (Vec<usize>, Vec<usize>) =
+                left.iter().partition(|&&i| before[i].iter().all(|&b| done[b].is_some()));
+            if ready.is_empty() {
+                return Err(self.cycle(before, &rest));
+            }
+            for i in ready {
+                let mut all = BTreeSet::new();
+                for &b in &before[i] {
+                    all.insert(b);
+                    all.extend(done[b].iter().flatten());
+                }
+                done[i] = Some(all);
+            }
+            left = rest;
+        }
+        Ok(done.into_iter().flatten().collect())
+    }
+
+    /// Each of `stuck` waits for another of them: walking back must come round.
+    fn cycle(&self, before: &[Vec<usize>], stuck: &[usize]) -> Error {
+        let mut path = vec![stuck[0]];
+        loop {
+            let last = path[path.len() - 1];
+            let Some(&next) = before[last].iter().find(|b| stuck.contains(b)) else {
+                return Error::internal("a cycle in the plan that cannot be found");
+            };
+            if let Some(at) = path.iter().position(|&p| p == next) {
+                let mut names: Vec<&str> =
+                    path[at..].iter().map(|&i| self.steps[i].id.as_str()).collect();
+                names.push(names[0]);
+                return Error::input(format!(
+                    "steps wait for one another: {}",
+                    names.join(" after ")
+                ));
+            }
+            path.push(next);
+        }
+    }
+
+    fn check_resources(&self, order: &Order) -> Result<()> {
+        // (node, id) and (node, path): where they were seen.
+        let mut ids: HashMap<(&str, String), usize> = HashMap::new();
+        let mut writers: HashMap<(&str, String), Vec<(usize, usize)>> = HashMap::new();
+        for (s, step) in self.steps.iter().enumerate() {
+            for (r, resource) in step.resources.iter().enumerate() {
+                let id = resource.id();
+                if let Some(other) = ids.insert((&step.node, id.clone()), s) {
+                    return Err(Error::input(format!(
+                        "{id} is declared twice on {}: in {} and in {}",
+                        step.node, self.steps[other].id, step.id
+                    )));
+                }
+                for path in resource.writes() {
+                    writers.entry((&step.node, path)).or_default().push((s, r));
+                }
+            }
+        }
+        for ((node, path), all) in &writers {
+            for (i, &(a, _)) in all.iter().enumerate() {
+                for &(b, _) in &all[i + 1..] {
+                    if a != b && !order.is_before(a, b) && !order.is_before(b, a) {
+                        return Err(Error::input(format!(
+                            "{} and {} both write {path} on {node}, with no order between them",
+                            self.steps[a].id, self.steps[b].id
+                        ))
+                        .hint("put both into one resource, or one step after the other"));
+                    }
+                }
+            }
+        }
+        for (s, step) in self.steps.iter().enumerate() {
+            for (r, resource) in step.resources.iter().enumerate() {
+                for path in resource.reads() {
+                    let Some(all) = writers.get(&(step.node.as_str(), path.clone())) else {
+                        continue;
+                    };
+                    for &(w, wr) in all {
+                        if !(order.is_before(w, s) || (w == s && wr < r)) {
+                            return Err(Error::input(format!(
+                                "{} of {} reads {path}, which {} writes without being before it",
+                                resource.id(),
+                                step.id,
+                                self.steps[w].id
+                            )));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,9 +2,13 @@
 //!
 //! Implementations are pure: they build shell fragments and judge their output. The engine alone
 //! talks to nodes.
+//!
+//! What a fragment may count on: POSIX sh (dash, busybox ash) as root, standard input empty,
+//! `LC_ALL=C`, `$ROOT` before every absolute path ([`quote::path`](super::quote::path)), `"$IN"`
+//! holding its inputs, and in `apply` `$LIMIT`, the whole seconds it has.
 
 use crate::secret::Secret;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 
 /// A fragment of POSIX shell, run as root on the node within one larger script sent over standard
 /// input (never as an argument, so that no secret can be seen in a process list).
@@ -17,12 +21,40 @@ pub struct Script {
     pub inputs: Vec<(String, Input)>,
 }
 
-#[derive(Clone, Debug)]
+impl Script {
+    pub fn new(shell: impl Into<String>) -> Script {
+        Script { shell: shell.into(), inputs: Vec::new() }
+    }
+    pub fn input(mut self, name: impl Into<String>, input: Input) -> Script {
+        self.inputs.push((name.into(), input));
+        self
+    }
+}
+
+#[derive(Clone)]
 pub enum Input {
     Plain(Vec<u8>),
     Secret(Secret),
     /// A file that has secrets in it (a configuration file): never shown, never diffed in clear.
     SecretBytes(Vec<u8>),
+}
+
+impl Input {
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Input::Plain(b) | Input::SecretBytes(b) => b,
+            Input::Secret(s) => s.reveal().as_bytes(),
+        }
+    }
+}
+
+impl Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Input::Plain(b) => write!(f, "Plain({} bytes)", b.len()),
+            Input::Secret(_) | Input::SecretBytes(_) => f.write_str("[secret]"),
+        }
+    }
 }
 
 /// What observing a resource said about it.
@@ -35,13 +67,49 @@ pub enum Verdict {
     Differs(Vec<String>),
 }
 
+impl Verdict {
+    /// `Same` if there is no difference to tell.
+    pub fn from_lines(lines: Vec<String>) -> Verdict {
+        if lines.is_empty() { Verdict::Same } else { Verdict::Differs(lines) }
+    }
+    pub fn is_same(&self) -> bool {
+        *self == Verdict::Same
+    }
+}
+
+/// One observation that serves many resources of a node: one `stat` for all files, one
+/// `systemctl show` for all units.
+pub struct SharedProbe {
+    /// Unique among shared probes.
+    pub name: &'static str,
+    /// Observes all subjects at once. Subjects are sorted and distinct.
+    pub script: fn(subjects: &[&str]) -> Script,
+    /// What `script` printed, cut into one text for each subject, in the same order.
+    pub split: fn(printed: &[u8], subjects: &[&str]) -> Vec<String>,
+}
+
+impl Debug for SharedProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedProbe({})", self.name)
+    }
+}
+
 pub trait Resource: Send + Sync + Debug {
     /// Unique on its node and stable between runs: `file /etc/hosts`, `unit keystone`.
     fn id(&self) -> String;
 
     /// Prints the present state. Must change nothing, must not fail where the thing is absent, and
-    /// be cheap: under emulation a fork costs 5 to 10 ms.
-    fn probe(&self) -> Script;
+    /// be cheap: under emulation a fork costs 5 to 10 ms. Not used where [`shared`](Self::shared)
+    /// says otherwise.
+    fn probe(&self) -> Script {
+        Script::default()
+    }
+
+    /// The observation shared with others of the kind, and what of it this resource asks for.
+    /// `judge` and `apply` then see the text cut out for that subject.
+    fn shared(&self) -> Option<(&'static SharedProbe, String)> {
+        None
+    }
 
     /// Compares what the probe printed with what is declared.
     fn judge(&self, seen: &str) -> Verdict;
@@ -58,5 +126,27 @@ pub trait Resource: Send + Sync + Debug {
     /// Paths this resource writes: a unit that reads one of them is restarted after a change.
     fn writes(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Paths whose change asks for this resource to be applied again (what a unit reads). The plan
+    /// is refused if one of them is written by a step that is not ordered before.
+    fn reads(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether neighbours of the same kind may be applied in one round trip: true for what only
+    /// writes the paths that [`writes`](Self::writes) names, and is quick.
+    fn quick(&self) -> bool {
+        false
+    }
+
+    /// Does `apply` restart a running service, given what was seen? For the report only.
+    fn restarts(&self, _seen: &str) -> bool {
+        false
+    }
+
+    /// Prints what explains a failed `apply` (a journal's tail).
+    fn evidence(&self) -> Option<Script> {
+        None
     }
 }

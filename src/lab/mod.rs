@@ -1,4 +1,18 @@
 //! Virtual machines and the network between them. Knows no OpenStack and no engine.
 
+pub mod accel;
+pub mod admission;
+pub mod console;
+pub mod hypervisor;
+pub mod keys;
+pub mod mac;
 pub mod outside;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+pub mod rundir;
+pub mod seed;
+pub mod spec;
 pub mod switch;
+pub mod vm;
+pub mod wire;

@@ -1,0 +1,38 @@
+# The doors of the house. Everything behind them is `cargo`, `cargo xtask` and the program itself.
+
+CARGO ?= cargo
+# Arguments for the program: make e2e ARGS="--instance-image cirros-0.6.3"
+ARGS ?=
+STACKPROOF = $(CARGO) run --quiet --release --bin stackproof --
+# The same program, built with the tests: for what is done before them.
+STACKPROOF_DEV = $(CARGO) run --quiet --bin stackproof --
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fmt unit vmtest test e2e bench
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install the host tools that are missing (with apt, when root)
+	$(STACKPROOF_DEV) host setup
+
+fmt: ## check the format and the lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --all-targets --workspace -- -D warnings
+
+unit: ## the tests that need no guest
+	$(CARGO) xtask unit
+
+vmtest: setup ## the tests against real guests (builds the images they need)
+	$(STACKPROOF_DEV) images build probe-guest
+	$(CARGO) xtask vmtest
+
+test: setup unit vmtest ## set up, then every test
+
+e2e: ## set up, boot a cloud in VMs and prove from outside that it works
+	@mkdir -p target
+	$(STACKPROOF) host setup
+	$(STACKPROOF) e2e --json target/e2e.json $(ARGS)
+
+bench: ## measure: a table, and target/bench/results.json
+	$(STACKPROOF) bench $(ARGS)

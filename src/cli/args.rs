@@ -1,0 +1,226 @@
+//! The command line: what can be asked, with help texts that teach.
+
+use crate::error::Kind;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "stackproof",
+    version,
+    about = "Boots a cluster of virtual machines, provisions OpenStack on it, and proves from \
+             outside that it works",
+    after_help = after_help(),
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+pub struct Global {
+    /// Where images are kept, by their content [default: $XDG_CACHE_HOME/stackproof]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+
+    /// The folder that holds images/ and vmtests/labs/ [default: the current folder where it holds
+    /// both, else the copies inside this program]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+
+    /// The Debian mirror that recipes are built from [default: the one in the host's apt
+    /// configuration]
+    #[arg(long, global = true, value_name = "URL")]
+    pub debian_mirror: Option<String>,
+
+    /// Show details too
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Boot the lab, provision OpenStack on it, and prove from outside that an instance works
+    ///
+    /// The phases: host (tools, memory, disk), images (fetched or built once), accelerator (KVM or
+    /// TCG, whichever really is faster), boot, provision, second-run (must change nothing), proof,
+    /// teardown. Nothing of the host's network is touched and nothing is left running.
+    E2e(E2e),
+    /// The images: what is known, what is in the store, and how it gets there
+    #[command(subcommand)]
+    Images(Images),
+    /// This machine: what it has for running labs, and what it lacks
+    #[command(subcommand)]
+    Host(Host),
+    /// Measure: hashing, boot to SSH and the phases of the last e2e, beside their peers
+    Bench(Bench),
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct E2e {
+    /// The lab to boot: a file, or the name of one in vmtests/labs/
+    #[arg(long, value_name = "FILE", default_value = "two-node")]
+    pub lab: String,
+
+    /// The image of the instance: a name from `stackproof images list`, or any BIOS-bootable
+    /// x86-64 qcow2 that does DHCP and EC2 metadata
+    #[arg(long, value_name = "NAME|FILE.qcow2", default_value = "probe-guest")]
+    pub instance_image: String,
+
+    /// Who logs in to the instance; must be given with a FILE.qcow2, else the manifest says it
+    #[arg(long, value_name = "USER")]
+    pub instance_user: Option<String>,
+
+    /// Leave the files of the run (disks, seeds, sockets) where they are. The machines still end
+    /// with this process
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Write the result as one JSON object to FILE (mode 0600, written whole or not at all)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Where consoles, journals and service logs are saved when something fails
+    /// [default: a folder of this run in the store's logs/]
+    #[arg(long, value_name = "DIR")]
+    pub log_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Images {
+    /// Show every known image, its kind, size and whether it is in the store
+    List,
+    /// Download pinned images through their checksum into the store
+    Fetch {
+        /// Names from `stackproof images list`
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Build recipes from Debian packages (never twice from the same inputs)
+    Build {
+        /// Names from `stackproof images list`
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Hash what is in the store again and compare it with its checksum
+    Verify {
+        /// Names from `stackproof images list` [default: all that are in the store]
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Read the header of an image and say whether it is safe to boot
+    Inspect {
+        /// A name from `stackproof images list`, or a file
+        #[arg(value_name = "NAME|FILE")]
+        image: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Host {
+    /// Show tools with versions, accelerators with their measured speed, memory and disk, and how
+    /// to get what is missing; exits 3 when a lab cannot run here
+    Check {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Install the missing tools with apt when root, else print the command to run and exit 3
+    Setup,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Bench {
+    /// Where the results are written
+    #[arg(long, value_name = "FILE", default_value = "target/bench/results.json")]
+    pub json: PathBuf,
+    /// The JSON of the e2e run whose phases are shown
+    #[arg(long, value_name = "FILE", default_value = "target/e2e.json")]
+    pub e2e: PathBuf,
+    /// How much to hash
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub hash_mib: u32,
+    /// Boot no machine
+    #[arg(long)]
+    pub no_boot: bool,
+}
+
+/// Exit codes and environment, made from the code that uses them so that they cannot drift.
+fn after_help() -> String {
+    let mut text = String::from("Exit codes:\n    0  success\n");
+    for kind in Kind::ALL {
+        text.push_str(&format!("  {:>3}  {}\n", kind.exit_code(), kind.meaning()));
+    }
+    text.push_str("\nEnvironment:\n");
+    for (name, meaning) in super::environment::VARIABLES {
+        text.push_str(&format!("  {name:<26} {meaning}\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("stackproof").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_grammar_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_lists_every_exit_code_with_its_meaning_and_every_variable() {
+        let help = Cli::command().render_long_help().to_string();
+        for kind in Kind::ALL {
+            let line = format!("{:>3}  {}", kind.exit_code(), kind.meaning());
+            assert!(help.contains(&line), "no `{line}` in:\n{help}");
+        }
+        for (name, _) in super::super::environment::VARIABLES {
+            assert!(help.contains(name), "no {name} in:\n{help}");
+        }
+    }
+
+    #[test]
+    fn e2e_takes_every_documented_option_and_global_ones_after_the_verb() {
+        let cli = parse(
+            "e2e --lab my.toml --instance-image disk.qcow2 --instance-user joe --keep \
+             --json out.json --log-dir logs --store /s --debian-mirror http://example.org/debian -v",
+        )
+        .unwrap();
+        assert_eq!(cli.global.store, Some("/s".into()));
+        assert_eq!(cli.global.debian_mirror.as_deref(), Some("http://example.org/debian"));
+        assert!(cli.global.verbose);
+        let Verb::E2e(e2e) = cli.verb else { panic!("not e2e") };
+        assert_eq!(e2e.lab, "my.toml");
+        assert_eq!(e2e.instance_image, "disk.qcow2");
+        assert_eq!(e2e.instance_user.as_deref(), Some("joe"));
+        assert!(e2e.keep);
+        assert_eq!(e2e.json, Some("out.json".into()));
+        assert_eq!(e2e.log_dir, Some("logs".into()));
+    }
+
+    #[test]
+    fn e2e_without_options_is_the_two_node_lab_with_probe_guest() {
+        let Verb::E2e(e2e) = parse("e2e").unwrap().verb else { panic!("not e2e") };
+        assert_eq!((e2e.lab.as_str(), e2e.instance_image.as_str()), ("two-node", "probe-guest"));
+    }
+
+    #[test]
+    fn a_wrong_command_line_exits_as_wrong_input() {
+        for line in ["e2e --nope", "images fetch", "images", "host chekc", "frobnicate"] {
+            let e = parse(line).unwrap_err();
+            assert_eq!(e.exit_code(), i32::from(Kind::Input.exit_code()), "{line}: {e}");
+        }
+    }
+}

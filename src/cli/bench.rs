@@ -1,0 +1,286 @@
+//! `stackproof bench`: numbers beside their peers, as a table and as JSON.
+
+use super::args::Bench;
+use super::session::{Session, Work};
+use super::table::Table;
+use super::{finish, print, write};
+use crate::error::{Context, Kind, Result};
+use crate::images::digest::{self, Algorithm};
+use serde::Serialize;
+use serde_json::Value;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+/// Each measurement is the best of so many: the others met a busy machine.
+const TRIES: usize = 3;
+/// What the issue promises for a machine of two cores without KVM.
+const E2E_SECONDS: f64 = 2400.0;
+const SSH_SECONDS: f64 = 60.0;
+const PEAK_MIB: f64 = 100e6 / (1024.0 * 1024.0);
+
+#[derive(Debug, Serialize)]
+struct Number {
+    name: String,
+    value: f64,
+    unit: &'static str,
+    /// What it is compared with; null where there is nothing to compare with.
+    peer: Option<String>,
+    peer_value: Option<f64>,
+    /// `value / peer_value`.
+    ratio: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Results {
+    machine: Machine,
+    results: Vec<Number>,
+}
+
+#[derive(Debug, Serialize)]
+struct Machine {
+    cpu: String,
+    cores: usize,
+    memory_mib: u64,
+    kernel: String,
+    qemu: Option<String>,
+    openssl: Option<String>,
+    accelerator: Option<String>,
+    /// A debug build is not worth comparing.
+    build: &'static str,
+}
+
+impl Number {
+    fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Number {
+        let value = rounded(value);
+        Number { name: name.into(), value, unit, peer: None, peer_value: None, ratio: None }
+    }
+    fn beside(mut self, peer: impl Into<String>, value: f64) -> Number {
+        self.peer = Some(peer.into());
+        self.peer_value = Some(rounded(value));
+        self.ratio = (value > 0.0).then(|| rounded(self.value / value));
+        self
+    }
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+pub async fn run(session: Session, args: Bench) -> Result<ExitCode> {
+    let redactor = session.redactor.clone();
+    let json = session.env.cwd.join(&args.json);
+    let (record, out) = session.conduct(|work| measure(work, args)).await;
+    if let Ok(results) = &out {
+        write::json(&json, results, &redactor)?;
+        print(&table(results), &redactor);
+    }
+    finish(&record, out)
+}
+
+async fn measure(work: Work, args: Bench) -> Result<Results> {
+    let e2e = last_e2e(&work.env.cwd.join(&args.e2e), &work);
+    let accelerator = e2e.as_ref().and_then(|e| Some(e["accelerator"].as_str()?.to_owned()));
+    let mut results = work
+        .events
+        .phase("hashing", async {
+            let mib = args.hash_mib;
+            tokio::task::spawn_blocking(move || hashing(mib))
+                .await
+                .doing(Kind::Internal, || "the measurement ended".into())?
+        })
+        .await?;
+    if let Some(e2e) = &e2e {
+        results.extend(of_e2e(e2e));
+    }
+    Ok(Results { machine: machine(accelerator), results })
+}
+
+/// The last run's JSON, if there is one.
+fn last_e2e(path: &Path, work: &Work) -> Option<Value> {
+    let read = std::fs::read(path).ok();
+    let parsed = read.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    if parsed.is_none() {
+        work.events.warning(format!(
+            "{} is not there: the phases of e2e are not shown (make e2e writes it)",
+            path.display()
+        ));
+    }
+    parsed
+}
+
+/// The store's hash beside openssl's, on a file that is in the page cache.
+fn hashing(mib: u32) -> Result<Vec<Number>> {
+    let cannot = || "the file to hash cannot be written".to_owned();
+    let mut file = tempfile::NamedTempFile::new().doing(Kind::Host, cannot)?;
+    let block: Vec<u8> =
+        (0..1u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for _ in 0..mib {
+        file.write_all(&block).doing(Kind::Host, cannot)?;
+    }
+    let speed = |seconds: f64| f64::from(mib) / seconds;
+    let ours = best(|| digest::file(file.path(), Algorithm::Sha256).map(|d| d.hex()));
+    let (hex, seconds) = ours.doing(Kind::Host, || "the file cannot be hashed".into())?;
+    let number = Number::new("image hashing (sha256)", speed(seconds), "MiB/s");
+    let peer = best(|| {
+        let out =
+            Command::new("openssl").args(["dgst", "-sha256", "-r"]).arg(file.path()).output()?;
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    });
+    Ok(vec![match peer {
+        // A peer that computes something else is none.
+        Ok((text, seconds)) if text.starts_with(&hex) => {
+            number.beside("openssl dgst -sha256", speed(seconds))
+        }
+        _ => number,
+    }])
+}
+
+/// The result and the seconds of the fastest of some tries.
+fn best<T>(mut work: impl FnMut() -> std::io::Result<T>) -> std::io::Result<(T, f64)> {
+    let mut fastest: Option<(T, f64)> = None;
+    for _ in 0..TRIES {
+        let start = Instant::now();
+        let out = work()?;
+        let seconds = start.elapsed().as_secs_f64();
+        if fastest.as_ref().is_none_or(|(_, best)| seconds < *best) {
+            fastest = Some((out, seconds));
+        }
+    }
+    Ok(fastest.expect("TRIES is not 0"))
+}
+
+/// The numbers of the last run, beside what is promised.
+fn of_e2e(e2e: &Value) -> Vec<Number> {
+    let mut numbers = Vec::new();
+    if let Some(seconds) = e2e["seconds"].as_f64() {
+        let result = e2e["result"].as_str().unwrap_or("?");
+        numbers.push(
+            Number::new(format!("e2e ({result})"), seconds, "s")
+                .beside("promised on 2 cores, TCG", E2E_SECONDS),
+        );
+    }
+    for phase in e2e["phases"].as_array().into_iter().flatten() {
+        if let (Some(name), Some(seconds)) = (phase["name"].as_str(), phase["seconds"].as_f64()) {
+            let number = Number::new(format!("e2e {name}"), seconds, "s");
+            numbers.push(match name {
+                "boot" => number.beside("promised: SSH to both nodes", SSH_SECONDS),
+                _ => number,
+            });
+        }
+    }
+    for wait in e2e["waits"].as_array().into_iter().flatten() {
+        if let (Some(what), Some(seconds)) = (wait["what"].as_str(), wait["seconds"].as_f64())
+            && what.contains("SSH")
+        {
+            let number = Number::new(format!("wait: {what}"), seconds, "s");
+            numbers.push(match wait["deadline"].as_f64() {
+                Some(deadline) => number.beside("deadline", deadline),
+                None => number,
+            });
+        }
+    }
+    if let Some(mib) = e2e["peak_memory_mib"].as_f64() {
+        numbers.push(
+            Number::new("e2e peak memory, without QEMU", mib, "MiB")
+                .beside("promised: 100 MB", PEAK_MIB),
+        );
+    }
+    numbers
+}
+
+fn machine(accelerator: Option<String>) -> Machine {
+    let line = |file: &str, key: &str| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let found = text.lines().find_map(|l| l.strip_prefix(key)).unwrap_or_default().to_owned();
+        found.trim_start_matches([' ', '\t', ':']).to_owned()
+    };
+    let first_line = |program: &str, argument: &str| {
+        let out = Command::new(program).arg(argument).output().ok()?;
+        Some(String::from_utf8_lossy(&out.stdout).lines().next()?.to_owned())
+    };
+    let total = line("/proc/meminfo", "MemTotal:");
+    Machine {
+        cpu: line("/proc/cpuinfo", "model name"),
+        cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+        memory_mib: total.trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) / 1024,
+        kernel: line("/proc/sys/kernel/osrelease", ""),
+        qemu: first_line("qemu-system-x86_64", "--version"),
+        openssl: first_line("openssl", "version"),
+        accelerator,
+        build: if cfg!(debug_assertions) { "debug" } else { "release" },
+    }
+}
+
+fn table(results: &Results) -> String {
+    let m = &results.machine;
+    let mut table = Table::new(["NAME", "VALUE", "UNIT", "RATIO", "PEER"]);
+    for n in &results.results {
+        let ratio = n.ratio.map_or("-".into(), |r| format!("{r:.2}"));
+        let peer = match (&n.peer, n.peer_value) {
+            (Some(peer), Some(value)) => format!("{value:.1} {} ({peer})", n.unit),
+            _ => "-".into(),
+        };
+        table.row([&n.name, &format!("{:.1}", n.value), n.unit, &ratio, &peer]);
+    }
+    format!(
+        "{table}\n{}, {} cores, {} MiB, Linux {}, {} build\n",
+        m.cpu, m.cores, m.memory_mib, m.kernel, m.build
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn hashing_is_beside_openssl_with_the_ratio_of_the_two() {
+        let numbers = hashing(2).unwrap();
+        assert_eq!(numbers[0].unit, "MiB/s");
+        assert!(numbers[0].value > 0.0);
+        if let (Some(ratio), Some(peer)) = (numbers[0].ratio, numbers[0].peer_value) {
+            assert!((ratio - numbers[0].value / peer).abs() < 0.01, "{numbers:?}");
+        }
+    }
+
+    #[test]
+    fn the_phases_ssh_waits_and_memory_of_the_last_run_are_rows() {
+        let numbers = of_e2e(&json!({
+            "result": "pass", "seconds": 1200.0, "peak_memory_mib": 50.0,
+            "phases": [{"name": "boot", "seconds": 30.0}, {"name": "proof", "seconds": 600.0}],
+            "waits": [{"what": "SSH to openstack1", "seconds": 20.0, "deadline": 400.0},
+                      {"what": "a lease", "seconds": 1.0, "deadline": 2.0}],
+        }));
+        let names: Vec<_> = numbers.iter().map(|n| n.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "e2e (pass)",
+                "e2e boot",
+                "e2e proof",
+                "wait: SSH to openstack1",
+                "e2e peak memory, without QEMU"
+            ]
+        );
+        assert_eq!(numbers[0].ratio, Some(0.5));
+        assert_eq!(numbers[1].ratio, Some(0.5));
+        assert_eq!(numbers[2].ratio, None);
+    }
+
+    #[test]
+    fn an_empty_or_foreign_json_gives_no_rows_and_no_panic() {
+        for value in [json!({}), json!([]), json!(null), json!({"phases": 3, "waits": [1]})] {
+            assert!(of_e2e(&value).is_empty(), "{value}");
+        }
+    }
+
+    #[test]
+    fn every_row_of_the_json_has_the_documented_keys() {
+        let value = serde_json::to_value(Number::new("a", 1.0, "s").beside("b", 0.0)).unwrap();
+        let keys: Vec<_> = value.as_object().unwrap().keys().cloned().collect();
+        assert_eq!(keys, ["name", "value", "unit", "peer", "peer_value", "ratio"]);
+        assert!(value["ratio"].is_null(), "nothing is divided by zero");
+    }
+}

@@ -1,0 +1,178 @@
+//! `stackproof images`: what is known, what is in the store, and how it gets there.
+
+use super::args::Images;
+use super::root::Root;
+use super::session::{Session, Work};
+use super::table::Table;
+use super::view::human_bytes;
+use super::{finish, print};
+use crate::error::{Error, Result};
+use crate::images::inspect::{Inspection, inspect};
+use crate::images::manifest::{Kind, Manifest, Manifests, load_dir};
+use crate::images::store::Store;
+use crate::images::{Presence, presence, resolve};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+pub async fn run(session: Session, verb: Images) -> Result<ExitCode> {
+    let redactor = session.redactor.clone();
+    let (record, out) = session.conduct(|work| act(work, verb)).await;
+    if let Ok(text) = &out {
+        print(text, &redactor);
+    }
+    finish(&record, out)
+}
+
+/// What the verb prints on standard output.
+async fn act(work: Work, verb: Images) -> Result<String> {
+    let root = Root::find(&work.env)?;
+    let manifests = load_dir(&root.images())?;
+    let store = Store::open(&work.env.store)?;
+    match verb {
+        Images::List => Ok(list(&manifests, &store)),
+        Images::Fetch { names } => {
+            // All names are looked at before the first byte is fetched.
+            let wanted = all_of(&manifests, &names)?;
+            let mut said = String::new();
+            for manifest in wanted {
+                let path = fetch(&work, &store, manifest).await?;
+                said += &format!("{}  {}\n", manifest.name, path.display());
+            }
+            Ok(said)
+        }
+        Images::Build { names } => {
+            let wanted = all_of(&manifests, &names)?;
+            let mut said = String::new();
+            for manifest in wanted {
+                let path = build(&work, &store, manifest).await?;
+                said += &format!("{}  {}\n", manifest.name, path.display());
+            }
+            Ok(said)
+        }
+        Images::Verify { names } => verify(&work, &manifests, &store, &names).await,
+        Images::Inspect { image, json } => {
+            let path = locate(&work, &manifests, &store, &image)?;
+            let found = inspect(&path)?;
+            let text = if json { inspection_json(&found)? } else { inspection_text(&found) };
+            // Told even when it is refused: the problems are the answer.
+            print(&text, &work.redactor);
+            found.require(None)?;
+            Ok(String::new())
+        }
+    }
+}
+
+pub async fn fetch(work: &Work, store: &Store, manifest: &Manifest) -> Result<PathBuf> {
+    let proxy = work.env.proxy.clone();
+    let options = crate::images::fetch::Options { proxy, ..Default::default() };
+    crate::images::fetch::fetch(store, manifest, &options, &work.patience()).await
+}
+
+/// Builds a recipe, if it is not in the store as it stands; returns the disk.
+pub async fn build(_work: &Work, _store: &Store, manifest: &Manifest) -> Result<PathBuf> {
+    let why = "the room `images::build` is not joined to the command line yet";
+    Err(Error::internal(why).at(&manifest.path, None))
+}
+
+fn all_of<'m>(manifests: &'m Manifests, names: &[String]) -> Result<Vec<&'m Manifest>> {
+    names.iter().map(|name| manifests.get(name)).collect()
+}
+
+fn list(manifests: &Manifests, store: &Store) -> String {
+    let mut table = Table::new(["NAME", "KIND", "SIZE", "STORE", "LOGIN", "DESCRIPTION"]);
+    for manifest in manifests {
+        let (kind, size) = match &manifest.kind {
+            Kind::Pin(pin) => ("pin", pin.size.map_or("?".into(), human_bytes)),
+            Kind::Recipe(_) => ("recipe", "-".into()),
+        };
+        let there = match presence(manifest, store) {
+            Presence::Missing => "-",
+            Presence::Fetched(_) => "fetched",
+            Presence::Built(_) => "built",
+        };
+        let (user, about) = (manifest.user.as_str(), manifest.description.as_str());
+        table.row([&manifest.name, kind, &size, there, user, about]);
+    }
+    table.to_string()
+}
+
+async fn verify(
+    work: &Work,
+    manifests: &Manifests,
+    store: &Store,
+    names: &[String],
+) -> Result<String> {
+    let there = |m: &&Manifest| presence(m, store) != Presence::Missing;
+    let wanted: Vec<&Manifest> = if names.is_empty() {
+        manifests.iter().filter(there).collect()
+    } else {
+        all_of(manifests, names)?
+    };
+    if wanted.is_empty() {
+        return Ok("the store is empty: nothing was verified\n".into());
+    }
+    let mut said = String::new();
+    for manifest in wanted {
+        let disk = crate::images::verify(manifests, store, &manifest.name, &work.events).await?;
+        said += &format!("{}: ok  {}\n", manifest.name, disk.display());
+    }
+    Ok(said)
+}
+
+/// The file that `image` names: a path that exists, else an image in the store.
+fn locate(work: &Work, manifests: &Manifests, store: &Store, image: &str) -> Result<PathBuf> {
+    let path = work.env.cwd.join(image);
+    if path.is_file() {
+        return Ok(path);
+    }
+    if image.contains('/') || Path::new(image).extension().is_some_and(|e| e == "qcow2") {
+        return Err(Error::input("no such file").at(image, None));
+    }
+    let (manifest, presence) = resolve(manifests, store, image)?;
+    presence.disk().ok_or_else(|| missing(manifest, store))
+}
+
+/// The error for an image that should be in the store, with how to get it there.
+pub fn missing(manifest: &Manifest, store: &Store) -> Error {
+    let verb = if manifest.is_recipe() { "build" } else { "fetch" };
+    Error::image(format!("{} is not in the store", manifest.name))
+        .at(store.root(), None)
+        .hint(format!("stackproof images {verb} {}", manifest.name))
+}
+
+fn inspection_text(found: &Inspection) -> String {
+    let mut text = format!(
+        "file          {}\nlooks like    {}\nbytes         {}\n",
+        found.path.display(),
+        found.looks,
+        found.bytes
+    );
+    if let Some(format) = found.format {
+        text += &format!("format        {format}\n");
+    }
+    if let Some(size) = found.virtual_size {
+        text += &format!("virtual size  {}\n", human_bytes(size));
+    }
+    if !found.features.is_empty() {
+        text += &format!("features      {}\n", found.features.join(", "));
+    }
+    for problem in &found.problems {
+        text += &format!("problem       {problem}\n");
+    }
+    text + &format!("verdict       {}\n", if found.is_fine() { "fine" } else { "refused" })
+}
+
+fn inspection_json(found: &Inspection) -> Result<String> {
+    let value = json!({
+        "file": found.path.to_string_lossy(),
+        "looks": found.looks.to_string(),
+        "bytes": found.bytes,
+        "format": found.format.map(|f| f.name()),
+        "virtual_size": found.virtual_size,
+        "features": found.features,
+        "problems": found.problems,
+        "fine": found.is_fine(),
+    });
+    super::write::pretty(&value)
+}

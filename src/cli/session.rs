@@ -1,0 +1,127 @@
+//! What every verb stands on: the environment, the stream of events with its reader, the secrets
+//! and the signals.
+
+use super::environment::Environment;
+use super::failure::Failure;
+use super::record::{NotRun, Record};
+use super::signal::Stop;
+use super::view;
+use crate::error::{Error, Result};
+use crate::event::Events;
+use crate::secret::Redactor;
+use crate::wait::{Patience, Speed};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+pub struct Session {
+    pub env: Environment,
+    pub redactor: Redactor,
+    stop: Stop,
+    events: Events,
+    reader: JoinHandle<Record>,
+    end: oneshot::Sender<()>,
+    start: Instant,
+}
+
+/// What the work of a verb is given. Cheap to clone.
+#[derive(Clone)]
+pub struct Work {
+    pub env: Environment,
+    pub redactor: Redactor,
+    pub events: Events,
+    /// 1 until an accelerator was measured.
+    pub speed: Speed,
+    pub facts: Arc<Mutex<Facts>>,
+}
+
+/// What is learnt along the way and belongs to the record, whatever the end.
+#[derive(Default)]
+pub struct Facts {
+    pub accelerator: Option<String>,
+    pub not_run: Vec<NotRun>,
+    /// Where consoles, journals and logs were saved.
+    pub logs: Option<PathBuf>,
+}
+
+impl Work {
+    pub fn patience(&self) -> Patience {
+        Patience::new(self.speed.clone(), self.events.clone())
+    }
+
+    /// Changes the facts. A poisoned lock is passed over: facts have no invariant to break.
+    pub fn learn(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.facts.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    }
+}
+
+impl Session {
+    /// Must be called within a tokio runtime.
+    pub fn new(env: Environment) -> Result<Session> {
+        let stop = Stop::watch()?;
+        let redactor = Redactor::default();
+        let (events, from) = Events::channel();
+        let (end, ended) = oneshot::channel();
+        let reader = if env.live {
+            let live = view::Live::new(env.verbose, env.colour);
+            tokio::spawn(view::follow(from, redactor.clone(), live, ended))
+        } else {
+            let plain = view::Plain::new(std::io::stderr(), env.verbose, env.colour);
+            tokio::spawn(view::follow(from, redactor.clone(), plain, ended))
+        };
+        Ok(Session { env, redactor, stop, events, reader, end, start: Instant::now() })
+    }
+
+    /// Runs `work` to its end or until a signal, and closes the record of it. The value is there
+    /// when the work ended well.
+    pub async fn conduct<T, F>(self, work: impl FnOnce(Work) -> F) -> (Record, Result<T>)
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let given = Work {
+            env: self.env,
+            redactor: self.redactor.clone(),
+            events: self.events.clone(),
+            speed: Speed::new(1.0),
+            facts: Arc::default(),
+        };
+        let (speed, facts) = (given.speed.clone(), given.facts.clone());
+        let out = self.stop.or(&self.events, work(given)).await;
+        // The reader may have panicked; the result must not be lost with it.
+        let _ = self.end.send(());
+        let mut record = self.reader.await.unwrap_or_default();
+        let facts = std::mem::take(&mut *facts.lock().unwrap_or_else(|p| p.into_inner()));
+        if facts.accelerator.is_some() {
+            record.speed_factor = Some(speed.factor());
+        }
+        record.accelerator = facts.accelerator;
+        record.not_run = facts.not_run;
+        record.peak_memory_mib = peak_memory_mib();
+        let failure = |e: &Error| {
+            let mut failure = Failure::of(e, &self.redactor);
+            failure.logs = facts.logs.clone();
+            failure
+        };
+        let error = out.as_ref().err().map(failure);
+        record.close(self.start.elapsed(), error);
+        (record, out)
+    }
+}
+
+/// The most memory that this process has held, without its children.
+fn peak_memory_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some((kib / 102.4).round() / 10.0)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_peak_memory_of_a_living_process_is_known() {
+        assert!(super::peak_memory_mib().unwrap() > 1.0);
+    }
+}

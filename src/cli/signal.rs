@@ -1,0 +1,94 @@
+//! Ctrl-C and SIGTERM: the first drops the work, and everything it owns cleans up after itself; the
+//! second ends the process at once (machines die with it: the kernel sees to that).
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::event::Events;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signals that mean "stop". Made before any work begins, so that no moment is uncovered.
+pub struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Stop {
+    /// Must be called within a tokio runtime.
+    pub fn watch() -> Result<Stop> {
+        let on = |kind| signal(kind).doing(Kind::Internal, || "signals cannot be handled".into());
+        Ok(Stop {
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+
+    /// Runs `work` to its end, or until asked to stop: then `work` is dropped, which must clean up,
+    /// and the error is [`Kind::Interrupted`].
+    pub async fn or<T>(
+        mut self,
+        events: &Events,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        // Boxed, so that dropping it is an event that we see the end of.
+        let mut work = Box::pin(work);
+        tokio::select! {
+            out = &mut work => return out,
+            () = self.asked() => {}
+        }
+        events.warning("stopping and cleaning up (once more to stop at once)");
+        let second = tokio::spawn(async move {
+            self.asked().await;
+            std::process::exit(i32::from(Kind::Interrupted.exit_code()));
+        });
+        // Cleaning up may block; the second signal is waited for on another thread.
+        drop(work);
+        second.abort();
+        Err(Error::interrupted())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    struct Machine(Arc<AtomicBool>);
+    impl Drop for Machine {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_signal_drops_the_work_with_all_it_owns_and_says_interrupted() {
+        let gone = Arc::new(AtomicBool::new(false));
+        let machine = Machine(gone.clone());
+        let stop = Stop::watch().unwrap();
+        let work = async move {
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+                .unwrap();
+            std::future::pending::<()>().await;
+            drop(machine);
+            Ok(())
+        };
+        let e = stop.or(&Events::silent(), work).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Interrupted);
+        assert!(gone.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test]
+    async fn work_that_ends_by_itself_keeps_its_result() {
+        let out = Stop::watch().unwrap().or(&Events::silent(), async { Ok(7) }).await;
+        assert_eq!(out.unwrap(), 7);
+    }
+}

@@ -1,0 +1,286 @@
+//! The instance: made, wired, up, rebooted.
+
+use super::{pass, people, reach, wrong};
+use crate::cloud::compute::{Compute, NewServer, Server};
+use crate::cloud::network::Net;
+use crate::cloud::proof::console;
+use crate::cloud::proof::context::{Context, InstancePort, known, unless_refused};
+use crate::cloud::proof::story::Finding;
+use crate::cloud::proof::vxlan::{self, Watch};
+use crate::cloud::session::Service;
+use crate::error::{Error, Result};
+use crate::wait::Poll;
+use serde_json::json;
+use tokio::time::Instant;
+
+pub async fn active(c: &mut Context) -> Result<Finding> {
+    let (member, admin) = (c.member()?.clone(), c.admin()?.clone());
+    // A script, because that is the only user-data CirrOS takes; it does nothing.
+    let user_data = base64(format!("#!/bin/sh\n# nonce {}\nexit 0\n", c.nonce).as_bytes());
+    let id = Compute(&member)
+        .create_server(&NewServer {
+            name: &format!("proof-{}", c.run),
+            image: known(&c.image, "the image")?,
+            flavor: known(&c.flavor, "the flavor")?,
+            key: &people::key_name(c)?,
+            network: &known(&c.network, "the network")?.id,
+            security_group: known(&c.group, "the security group")?,
+            user_data: &user_data,
+            metadata: json!({"nonce": c.nonce}),
+        })
+        .await?;
+    c.ledger.add(&member, "server", Service::Compute, format!("/servers/{id}"));
+    c.server = Some(id.clone());
+
+    // The image is copied to the host first.
+    let nominal = 40 + c.inputs.image.virtual_size / (100 << 20);
+    let server = until_active(c, &admin, &id, "the server to be active", nominal).await?;
+    let expected = &c.inputs.compute_host;
+    let host = server.host.unwrap_or_default();
+    if host != *expected {
+        return Err(wrong(format!("it runs on `{host}` instead of `{expected}`")));
+    }
+    pass(format!("ACTIVE on {host}"))
+}
+
+/// Waits for ACTIVE with no task in progress; ends at once at ERROR and at a port that failed.
+async fn until_active(
+    c: &Context,
+    admin: &crate::cloud::session::Session,
+    id: &str,
+    what: &str,
+    nominal: u64,
+) -> Result<Server> {
+    c.until(what, nominal, 4, || async move {
+        let server = match Compute(admin).server(id).await {
+            Ok(Some(server)) => server,
+            Ok(None) => return Poll::Failed(wrong("the server is gone")),
+            Err(e) => return unless_refused(e),
+        };
+        if let Some(e) = fault(&server) {
+            return Poll::Failed(e);
+        }
+        if let Ok(Some(e)) = c.binding_failure().await {
+            return Poll::Failed(e);
+        }
+        match (&server.task, server.status.as_str()) {
+            (None, "ACTIVE") => Poll::Ready(server),
+            (task, status) => {
+                Poll::NotYet(format!("{status}, {}", task.as_deref().unwrap_or("no task")))
+            }
+        }
+    })
+    .await
+}
+
+/// What nova says went wrong, in its own words.
+fn fault(server: &Server) -> Option<Error> {
+    if server.status != "ERROR" {
+        return None;
+    }
+    let e = wrong("the server went to ERROR");
+    Some(match &server.fault {
+        None => e.hint("nova gave no reason: look into nova-conductor.log and nova-compute.log"),
+        Some(fault) => {
+            let details = fault.details.as_deref().unwrap_or_default();
+            e.evidence([fault.message.clone()]).evidence(console::last_lines(details, 4))
+        }
+    })
+}
+
+pub async fn ports(c: &mut Context) -> Result<Finding> {
+    let admin = c.admin()?;
+    let server = c.server()?;
+    let network = known(&c.network, "the network")?;
+    let host = c.inputs.compute_host.as_str();
+    let (port, dhcp) = c
+        .until("the instance's port and the DHCP port to be active", 30, 3, || async move {
+            let net = Net(admin);
+            let (own, all) =
+                tokio::join!(net.ports("device_id", server), net.ports("network_id", &network.id),);
+            let (own, all) = match (own, all) {
+                (Ok(own), Ok(all)) => (own, all),
+                (Err(e), _) | (_, Err(e)) => return unless_refused(e),
+            };
+            let Some(port) = own.into_iter().next() else {
+                return Poll::NotYet("the instance has no port".into());
+            };
+            if port.vif.as_deref() == Some("binding_failed") {
+                return Poll::Failed(wrong(format!("port {} failed to bind", port.id)));
+            }
+            let Some(dhcp) = all.into_iter().find(|p| p.device_owner == "network:dhcp") else {
+                return Poll::NotYet("the network has no DHCP port".into());
+            };
+            if port.status != "ACTIVE" || dhcp.status != "ACTIVE" {
+                return Poll::NotYet(format!("instance {}, DHCP {}", port.status, dhcp.status));
+            }
+            if port.host.as_deref() != Some(host) {
+                return Poll::Failed(wrong(format!("the port is bound on {:?}", port.host)));
+            }
+            Poll::Ready((port, dhcp))
+        })
+        .await?;
+    let address = |p: &crate::cloud::network::Port| p.fixed_ips.first().map(|f| f.ip_address);
+    let fixed = address(&port).ok_or_else(|| wrong("the instance's port has no address"))?;
+    let served = address(&dhcp).ok_or_else(|| wrong("the DHCP port has no address"))?;
+    let (net_node, compute) = c.inputs.tunnel;
+    let mac = vxlan::mac(&port.mac_address)
+        .ok_or_else(|| wrong(format!("`{}` is no hardware address", port.mac_address)))?;
+    let vni = network.segment.ok_or_else(|| wrong("`intnet` has no segmentation id"))?;
+    // From here on, so that DHCP and metadata are counted too.
+    let watch = Watch::start(c.world.wire.as_ref(), vni, net_node, compute, mac);
+    let seen = format!(
+        "{fixed} ({}) active on {host} as {}, DHCP port {served} active",
+        port.mac_address,
+        port.vif.as_deref().unwrap_or("?")
+    );
+    c.vxlan = Some(watch);
+    c.dhcp = Some(served);
+    c.port = Some(InstancePort { id: port.id, address: fixed });
+    pass(seen)
+}
+
+pub async fn console(c: &mut Context) -> Result<Finding> {
+    let (fixed, gateway) = (c.port()?.address, c.inputs.subnets.fixed_gateway);
+    let style = c.inputs.image.console.clone();
+    let nominal = if c.inputs.image.is_large() { 180 } else { 60 };
+    let latest = std::sync::Mutex::new(String::new());
+    let (this, style, kept) = (&*c, &style, &latest);
+    let up = this
+        .until("the instance's console to say that it is up", nominal, 5, || async move {
+            let (admin, id) = match (this.admin(), this.server()) {
+                (Ok(admin), Ok(id)) => (admin, id),
+                (Err(e), _) | (_, Err(e)) => return Poll::Failed(e),
+            };
+            if let Ok(Some(server)) = Compute(admin).server(id).await
+                && let Some(e) = fault(&server)
+            {
+                return Poll::Failed(e);
+            }
+            let text = match this.console_text().await {
+                Ok(text) => text,
+                Err(e) => return Poll::NotYet(e.to_string()),
+            };
+            *kept.lock().expect("console lock") = text.clone();
+            if let Some(e) = console::fatal(&text) {
+                return Poll::Failed(e);
+            }
+            let missing = console::missing(style, &text, fixed, gateway);
+            if missing.is_empty() {
+                return Poll::Ready(());
+            }
+            Poll::NotYet(format!("it does not yet show {}", missing.join(", ")))
+        })
+        .await;
+    let text = latest.into_inner().expect("console lock");
+    c.keep_console(&text);
+    up.map_err(|e| match e.evidence_lines().len() {
+        0 | 1 => e.evidence(console::last_lines(&text, 12)),
+        _ => e,
+    })?;
+    if style.tells_network {
+        pass(format!(
+            "shows {fixed}, the routes by {gateway} and for metadata, and its login banner"
+        ))
+    } else {
+        pass("shows that it is up (this image does not print its network)")
+    }
+}
+
+pub async fn reboot(c: &mut Context) -> Result<Finding> {
+    let (member, admin) = (c.member()?.clone(), c.admin()?.clone());
+    let id = c.server()?.to_owned();
+    let before = reach::who(c, c.floating()?.address).await?;
+    let first = known(&c.guest, "the first login")?;
+    if before.boot_id() != first.answers.boot_id() {
+        return Err(wrong("the instance rebooted by itself since the first login"));
+    }
+    let asked = Instant::now();
+    Compute(&member).hard_reboot(&id).await?;
+    let server =
+        until_active(c, &admin, &id, "the server to be active after the reboot", 40).await?;
+
+    let (floating, old) = (c.floating()?.address, before.boot_id());
+    let this = &*c;
+    let nominal = if c.inputs.image.is_large() { 180 } else { 90 };
+    let after = c
+        .until("SSH after the hard reboot", nominal, 3, || async move {
+            match reach::try_who(this, floating).await {
+                Ok(who) if who.boot_id() == old => {
+                    Poll::NotYet("the old boot still answers".into())
+                }
+                Ok(who) => Poll::Ready(who),
+                Err(refusal) => reach::as_poll(refusal),
+            }
+        })
+        .await;
+    let console = c.read_console().await.unwrap_or_default();
+    let after = after.map_err(|e| e.evidence(console::last_lines(&console, 12)))?;
+
+    let elapsed = asked.elapsed().as_secs_f64();
+    let (Some(was), Some(is)) = (before.uptime(), after.uptime()) else {
+        return Err(wrong("the guest does not tell its uptime"));
+    };
+    // A second of slack: the guest's clock ticks on its own.
+    if is > elapsed + 1.0 {
+        return Err(wrong(format!("its uptime is {is:.0} s, {elapsed:.0} s after the reboot")));
+    }
+    let ports = Net(&admin).ports("device_id", &id).await?;
+    let fixed = ports.first().and_then(|p| p.fixed_ips.first()).map(|f| f.ip_address);
+    let attached = Net(&member).floating_ip(&c.floating()?.id).await?;
+    if fixed != Some(c.port()?.address) || attached.and_then(|f| f.fixed_ip_address) != fixed {
+        return Err(wrong(format!("its addresses changed: it has {fixed:?} now")));
+    }
+    if server.host.as_ref() != Some(&c.inputs.compute_host) {
+        return Err(wrong(format!("it moved to {:?}", server.host)));
+    }
+    pass(format!(
+        "back after {elapsed:.0} s with its addresses and host key; boot id {} became {}, uptime \
+         {was:.0} s became {is:.0} s",
+        short(old),
+        short(after.boot_id())
+    ))
+}
+
+fn short(id: &str) -> &str {
+    id.get(..8).unwrap_or(id)
+}
+
+/// The encoding that nova takes user-data in.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for three in bytes.chunks(3) {
+        let at = |n: usize| u32::from(three.get(n).copied().unwrap_or(0));
+        let bits = at(0) << 16 | at(1) << 8 | at(2);
+        for n in 0..4 {
+            out.push(if n <= three.len() {
+                DIGITS[(bits >> (18 - 6 * n) & 63) as usize] as char
+            } else {
+                '='
+            });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_rfc_4648() {
+        for (plain, coded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+        assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
+    }
+}

@@ -1,0 +1,215 @@
+//! Networks, router, security group.
+
+use super::{pass, wrong};
+use crate::cloud::network::{Net, Network, Port};
+use crate::cloud::proof::context::{Context, known, unless_refused};
+use crate::cloud::proof::story::Finding;
+use crate::cloud::session::Service;
+use crate::error::Result;
+use crate::wait::Poll;
+use serde_json::json;
+
+pub async fn public(c: &mut Context) -> Result<Finding> {
+    let admin = c.admin()?.clone();
+    let net = Net(&admin);
+    let s = c.inputs.subnets.clone();
+    let (network, found) = match net.network_named("public").await?.into_iter().next() {
+        Some(network) => (network, "found"),
+        None => {
+            let network = net
+                .create_network(json!({
+                    "name": "public",
+                    "router:external": true,
+                    "provider:network_type": "flat",
+                    "provider:physical_network": s.physical_network,
+                }))
+                .await?;
+            if !c.inputs.keep_public {
+                let path = format!("/networks/{}", network.id);
+                c.ledger.add(&admin, "network public", Service::Network, path);
+            }
+            let subnet = net
+                .create_subnet(json!({
+                    "name": "public-subnet",
+                    "network_id": network.id,
+                    "ip_version": 4,
+                    "cidr": s.public_cidr,
+                    "gateway_ip": s.public_gateway,
+                    "enable_dhcp": false,
+                    "allocation_pools": [{"start": s.public_pool.0, "end": s.public_pool.1}],
+                }))
+                .await?;
+            if !c.inputs.keep_public {
+                let path = format!("/subnets/{}", subnet.id);
+                c.ledger.add(&admin, "subnet of public", Service::Network, path);
+            }
+            (network, "created")
+        }
+    };
+    let subnets = net.subnets_of(&network.id).await?;
+    let subnet = subnets.first().ok_or_else(|| wrong("`public` has no subnet"))?;
+    let as_wanted = network.external
+        && network.kind.as_deref() == Some("flat")
+        && network.physical.as_deref() == Some(&s.physical_network)
+        && subnet.cidr == s.public_cidr
+        && subnet.gateway_ip == Some(s.public_gateway)
+        && !subnet.enable_dhcp;
+    if !as_wanted {
+        return Err(wrong(format!(
+            "`public` should be external, flat on `{}`, {} with gateway {} and without DHCP",
+            s.physical_network, s.public_cidr, s.public_gateway
+        ))
+        .evidence([format!("{network:?}"), format!("{subnet:?}")]));
+    }
+    c.public = Some(network);
+    pass(format!(
+        "{found}: external, flat on `{}`, {} by {}, no DHCP",
+        s.physical_network, s.public_cidr, s.public_gateway
+    ))
+}
+
+pub async fn internal(c: &mut Context) -> Result<Finding> {
+    let member = c.member()?.clone();
+    let s = c.inputs.subnets.clone();
+    let made = Net(&member).create_network(json!({"name": "intnet"})).await?;
+    c.ledger.add(&member, "network intnet", Service::Network, format!("/networks/{}", made.id));
+    let subnet = Net(&member)
+        .create_subnet(json!({
+            "name": "intnet-subnet",
+            "network_id": made.id,
+            "ip_version": 4,
+            "cidr": s.fixed_cidr,
+            "gateway_ip": s.fixed_gateway,
+            "enable_dhcp": true,
+            "dns_nameservers": [s.dns],
+        }))
+        .await?;
+    c.ledger.add(&member, "subnet of intnet", Service::Network, format!("/subnets/{}", subnet.id));
+    // Only the administrator sees how the network is made.
+    let seen = Net(c.admin()?).network(&made.id).await?;
+    let network: Network = seen.ok_or_else(|| wrong("`intnet` is gone"))?;
+    if network.kind.as_deref() != Some("vxlan") || network.mtu != Some(s.fixed_mtu) {
+        return Err(wrong(format!(
+            "`intnet` should be VXLAN with MTU {}, it is {:?} with {:?}",
+            s.fixed_mtu, network.kind, network.mtu
+        )));
+    }
+    let as_wanted = subnet.cidr == s.fixed_cidr
+        && subnet.gateway_ip == Some(s.fixed_gateway)
+        && subnet.enable_dhcp
+        && subnet.dns_nameservers == [s.dns.to_string()];
+    if !as_wanted {
+        return Err(wrong(format!("its subnet is not as asked for: {subnet:?}")));
+    }
+    let vni = network.segment.ok_or_else(|| wrong("`intnet` has no segmentation id"))?;
+    (c.network, c.subnet) = (Some(network), Some(subnet.id));
+    pass(format!("VXLAN {vni}, MTU {}, {} with DHCP, DNS {}", s.fixed_mtu, s.fixed_cidr, s.dns))
+}
+
+pub async fn router(c: &mut Context) -> Result<Finding> {
+    let (member, admin) = (c.member()?.clone(), c.admin()?.clone());
+    let net = Net(&member);
+    let public = known(&c.public, "the network public")?.id.clone();
+    let subnet = known(&c.subnet, "the subnet")?.clone();
+    let made = net.create_router("R2").await?;
+    let id = made.id.as_str();
+    c.ledger.add(&member, "router", Service::Network, format!("/routers/{id}"));
+    net.add_interface(id, &subnet).await?;
+    c.ledger.add_interface(&member, id, &subnet);
+    net.set_gateway(id, &public).await?;
+
+    let (admin, s) = (&admin, &c.inputs.subnets);
+    let gateway = c
+        .until("the router's ports to be active", 30, 3, || async move {
+            let net = Net(admin);
+            let (router, ports) = tokio::join!(net.router(id), net.ports("device_id", id));
+            let (router, ports) = match (router, ports) {
+                (Ok(Some(router)), Ok(ports)) => (router, ports),
+                (Ok(None), _) => return Poll::Failed(wrong("the router is gone")),
+                (Err(e), _) | (_, Err(e)) => return unless_refused(e),
+            };
+            let is = |owner: &str| ports.iter().find(|p| p.device_owner == owner);
+            let (Some(outer), Some(inner)) =
+                (is("network:router_gateway"), is("network:router_interface"))
+            else {
+                return Poll::NotYet(format!("it has {} of its two ports", ports.len()));
+            };
+            if let Some(failed) = [outer, inner].into_iter().find(|p| failed_to_bind(p)) {
+                return Poll::Failed(wrong(format!(
+                    "port {} ({}) failed to bind on `{}`",
+                    failed.id,
+                    failed.device_owner,
+                    failed.host.as_deref().unwrap_or("?")
+                )));
+            }
+            if outer.status != "ACTIVE" || inner.status != "ACTIVE" {
+                return Poll::NotYet(format!("outer {}, inner {}", outer.status, inner.status));
+            }
+            if inner.fixed_ips.first().map(|f| f.ip_address) != Some(s.fixed_gateway) {
+                return Poll::Failed(wrong(format!(
+                    "its inner port is not the gateway: {inner:?}"
+                )));
+            }
+            let info = router.external_gateway_info;
+            match info.and_then(|g| g.external_fixed_ips.first().map(|f| f.ip_address)) {
+                Some(address) => Poll::Ready(address),
+                None => Poll::NotYet("it has no external address".into()),
+            }
+        })
+        .await?;
+    let (outside, timeout) = (c.world.outside.clone(), c.echo_timeout());
+    let outside = outside.as_ref();
+    let echo = c
+        .until("the router to answer outside", 20, 1, || async move {
+            match outside.ping(gateway, timeout).await {
+                Ok(Some(echo)) => Poll::Ready(echo),
+                Ok(None) => Poll::NotYet(format!("{gateway} answers no ping")),
+                Err(e) => Poll::NotYet(e.to_string()),
+            }
+        })
+        .await
+        .map_err(|e| e.hint("is the external NIC in br-ex, and is `provider` mapped to br-ex?"))?;
+    (c.router, c.router_address) = (Some(made.id.clone()), Some(gateway));
+    pass(format!(
+        "interface {} and external gateway {gateway} active; {gateway} answers ping from outside \
+         in {:.0} ms",
+        c.inputs.subnets.fixed_gateway,
+        echo.rtt.as_secs_f64() * 1000.0
+    ))
+}
+
+fn failed_to_bind(port: &Port) -> bool {
+    port.vif.as_deref() == Some("binding_failed")
+}
+
+pub async fn group(c: &mut Context) -> Result<Finding> {
+    let member = c.member()?.clone();
+    let about = "ICMP and SSH, once the proof has heard its silence";
+    let made = Net(&member).create_group("allow-icmp-ssh", about).await?;
+    let path = format!("/security-groups/{}", made.id);
+    c.ledger.add(&member, "security group", Service::Network, path);
+    let ingress = made.security_group_rules.iter().filter(|r| r.direction == "ingress").count();
+    if ingress > 0 {
+        return Err(wrong(format!("a new security group has {ingress} ingress rules")));
+    }
+    c.group = Some(made.id);
+    pass(format!("{} rules, none of them ingress", made.security_group_rules.len()))
+}
+
+pub async fn availability(c: &mut Context) -> Result<Finding> {
+    let net = Net(c.admin()?);
+    let mut seen = Vec::new();
+    for network in [known(&c.public, "public")?, known(&c.network, "intnet")?] {
+        let ports = net.ports("network_id", &network.id).await?;
+        let held: usize = ports.iter().map(|p| p.fixed_ips.len()).sum();
+        let counted = net.availability(&network.id).await?;
+        if counted.used_ips != held as u64 {
+            return Err(wrong(format!(
+                "`{}`: its ports hold {held} addresses, the count says {}",
+                network.name, counted.used_ips
+            )));
+        }
+        seen.push(format!("{} {held} of {}", network.name, counted.total_ips));
+    }
+    pass(format!("used addresses as many as the ports hold: {}", seen.join(", ")))
+}

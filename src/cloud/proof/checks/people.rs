@@ -1,0 +1,175 @@
+//! Projects and users, and what they bring: flavor, image, key pair.
+
+use super::{pass, wrong};
+use crate::cloud::compute::Compute;
+use crate::cloud::identity::Identity;
+use crate::cloud::image::Images;
+use crate::cloud::proof::context::{Context, known, unless_refused};
+use crate::cloud::proof::login::KeyPair;
+use crate::cloud::proof::story::Finding;
+use crate::cloud::session::{Credentials, Service, Session};
+use crate::error::{Context as _, Kind, Result};
+use crate::secret::Secret;
+use crate::wait::Poll;
+use sha2::{Digest, Sha512};
+use std::path::{Path, PathBuf};
+
+pub async fn projects(c: &mut Context) -> Result<Finding> {
+    let admin = c.admin()?.clone();
+    let member = newcomer(c, &admin, "member").await?;
+    let stranger = newcomer(c, &admin, "stranger").await?;
+    let seen = format!(
+        "`{}` and `{}` in a fresh project each; no role and no token at first, then role member",
+        member.user(),
+        stranger.user()
+    );
+    (c.member, c.stranger) = (Some(member), Some(stranger));
+    pass(seen)
+}
+
+/// A new user in a new project, who can do nothing there before having a role (S4.5).
+async fn newcomer(c: &mut Context, admin: &Session, who: &str) -> Result<Session> {
+    let name = format!("{who}-{}", c.run);
+    let identity = Identity(admin);
+    let project = identity.create_project(&name, "made by stackproof for its proof").await?;
+    c.ledger.add_project(admin, &name, &project.id);
+    let password = Secret::generate(16).doing(Kind::Host, || "no random numbers".into())?;
+    c.inputs.redactor.add(&password);
+    let user = identity.create_user(&name, &password).await?;
+    let path = format!("/users/{}", user.id);
+    c.ledger.add(admin, format!("user {name}"), Service::Identity, path);
+    let who = Credentials {
+        user: name.clone(),
+        password,
+        project: name.clone(),
+        domain: c.inputs.admin.domain.clone(),
+    };
+    let before = identity.assignments(&user.id).await?;
+    if !before.is_empty() {
+        return Err(wrong(format!("the new user `{name}` has {} roles already", before.len())));
+    }
+    match c.login(who.clone()).await {
+        Ok(_) => return Err(wrong(format!("`{name}` got a token without having a role"))),
+        Err(e) if e.is(401) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let role = identity.role("member").await?.ok_or_else(|| wrong("there is no role `member`"))?;
+    identity.grant(&project.id, &user.id, &role.id).await?;
+    let after = identity.assignments(&user.id).await?;
+    let is_ours = after.len() == 1
+        && after[0].role.id == role.id
+        && after[0].scope["project"]["id"] == project.id;
+    if !is_ours {
+        return Err(wrong(format!("`{name}` should have the role member alone: {after:?}")));
+    }
+    Ok(c.login(who).await?)
+}
+
+pub async fn flavor(c: &mut Context) -> Result<Finding> {
+    let (ram, disk) = (c.inputs.image.ram(), c.inputs.image.disk());
+    let name = format!("proof-{}", c.run);
+    let (admin, member) = (c.admin()?.clone(), c.member()?.clone());
+    let refusal = match Compute(&member).create_flavor(&name, ram, disk, 1).await {
+        Err(e) if e.is(403) => e.message,
+        Err(e) => return Err(e.into()),
+        Ok(made) => {
+            c.ledger.add(&admin, "flavor", Service::Compute, format!("/flavors/{}", made.id));
+            return Err(wrong("an ordinary member could create a flavor"));
+        }
+    };
+    let made = Compute(&admin).create_flavor(&name, ram, disk, 1).await?;
+    c.ledger.add(&admin, "flavor", Service::Compute, format!("/flavors/{}", made.id));
+    c.flavor = Some(made.id);
+    pass(format!("member: 403 ({refusal}); admin: {ram} MiB, {disk} GiB, 1 vCPU"))
+}
+
+pub async fn image(c: &mut Context) -> Result<Finding> {
+    let member = c.member()?.clone();
+    let (file, disk) = (c.inputs.image.path.clone(), c.inputs.image.disk());
+    let name = format!("{}-{}", c.inputs.image.name, c.run);
+    let (size, digest) = sha512(file.clone()).await?;
+    let made = Images(&member).create(&name, disk).await?;
+    c.ledger.add(&member, "image", Service::Image, format!("/images/{}", made.id));
+    Images(&member).upload(&made.id, &file).await?;
+
+    let id = made.id.as_str();
+    let owner = &member;
+    let image = c
+        .until("the image to be active", 30, 2, || async move {
+            match Images(owner).show(id).await {
+                Ok(Some(image)) => match image.status.as_str() {
+                    "active" => Poll::Ready(image),
+                    "killed" | "deleted" | "pending_delete" => {
+                        Poll::Failed(wrong(format!("glance made it {}", image.status)))
+                    }
+                    status => Poll::NotYet(format!("it is {status}")),
+                },
+                Ok(None) => Poll::Failed(wrong("it is gone")),
+                Err(e) => unless_refused(e),
+            }
+        })
+        .await?;
+    if image.size != Some(size) {
+        return Err(wrong(format!("{size} bytes were sent, glance has {:?}", image.size)));
+    }
+    let mut identical = "same size";
+    if image.os_hash_algo.as_deref() == Some("sha512") {
+        if image.os_hash_value.as_deref() != Some(&digest) {
+            return Err(wrong(format!("glance's sha512 differs from that of {}", file.display())));
+        }
+        identical = "same sha512";
+    }
+    if (image.visibility.as_str(), image.min_disk) != ("private", disk) {
+        return Err(wrong(format!("it should be private with min_disk {disk}: {image:?}")));
+    }
+    let stranger = Images(c.stranger()?);
+    if stranger.show(id).await?.is_some() || !stranger.named(&name).await?.is_empty() {
+        return Err(wrong("a user of another project sees the private image"));
+    }
+    let seen = format!("`{name}`: {size} bytes, {identical}, min_disk {disk}; a stranger gets 404");
+    c.image = Some(made.id);
+    pass(seen)
+}
+
+/// Size and digest of a file.
+async fn sha512(path: PathBuf) -> Result<(u64, String)> {
+    fn read(path: &Path) -> std::io::Result<(u64, String)> {
+        let mut hash = Sha512::new();
+        let size = std::io::copy(&mut std::fs::File::open(path)?, &mut Sink(&mut hash))?;
+        Ok((size, hash.finalize().iter().map(|b| format!("{b:02x}")).collect()))
+    }
+    struct Sink<'a>(&'a mut Sha512);
+    impl std::io::Write for Sink<'_> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.update(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let file = path.clone();
+    tokio::task::spawn_blocking(move || read(&path))
+        .await
+        .doing(Kind::Internal, || "hashing the image".into())?
+        .map_err(|e| {
+            crate::error::Error::image("the instance image cannot be read")
+                .at(file, None)
+                .because(e)
+        })
+}
+
+pub async fn key_pair(c: &mut Context) -> Result<Finding> {
+    let member = c.member()?.clone();
+    let key = KeyPair::generate()?;
+    let name = format!("key-{}", c.run);
+    let fingerprint = Compute(&member).import_key(&name, &key.public).await?;
+    c.ledger.add(&member, "key pair", Service::Compute, format!("/os-keypairs/{name}"));
+    c.key = Some(key);
+    pass(format!("ECDSA P-256, fingerprint {fingerprint}"))
+}
+
+/// The name that [`key_pair`] gave the key.
+pub fn key_name(c: &Context) -> Result<String> {
+    known(&c.key, "the key pair").map(|_| format!("key-{}", c.run))
+}

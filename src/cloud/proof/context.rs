@@ -1,0 +1,231 @@
+//! What the story knows so far.
+
+use super::guest::Answers;
+use super::inputs::{ProofInputs, World};
+use super::ledger::Ledger;
+use super::login::{HostKey, KeyPair};
+use super::vxlan::Watch;
+use crate::cloud::compute::Compute;
+use crate::cloud::http::{ApiError, Http};
+use crate::cloud::network::{Net, Network};
+use crate::cloud::session::{Credentials, Session};
+use crate::error::{Context as _, Error, Kind, Result};
+use crate::event::Events;
+use crate::secret::Secret;
+use crate::wait::{Patience, Poll};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+/// How many lines of an instance's console are read at a time.
+const CONSOLE_LINES: u32 = 600;
+
+/// Filled step by step; a step that finds empty what it needs is a defect of the story.
+pub struct Context {
+    pub inputs: ProofInputs,
+    pub world: World,
+    pub(super) http: Http,
+    /// Tells this run's things from those of other runs.
+    pub(super) run: String,
+    /// What only an instance of this run can know.
+    pub(super) nonce: String,
+    pub(super) ledger: Ledger,
+    logs: BTreeMap<String, String>,
+
+    pub(super) admin: Option<Session>,
+    /// The ordinary user whose project everything is made in.
+    pub(super) member: Option<Session>,
+    /// Somebody of another project.
+    pub(super) stranger: Option<Session>,
+    pub(super) public: Option<Network>,
+    pub(super) flavor: Option<String>,
+    pub(super) image: Option<String>,
+    pub(super) key: Option<KeyPair>,
+    pub(super) network: Option<Network>,
+    pub(super) subnet: Option<String>,
+    pub(super) router: Option<String>,
+    pub(super) router_address: Option<Ipv4Addr>,
+    pub(super) group: Option<String>,
+    pub(super) server: Option<String>,
+    pub(super) port: Option<InstancePort>,
+    pub(super) dhcp: Option<Ipv4Addr>,
+    pub(super) vxlan: Option<Watch>,
+    pub(super) floating: Option<Floating>,
+    pub(super) guest: Option<Guest>,
+}
+
+#[derive(Clone, Debug)]
+pub struct InstancePort {
+    pub id: String,
+    pub address: Ipv4Addr,
+}
+
+#[derive(Clone, Debug)]
+pub struct Floating {
+    pub id: String,
+    pub address: Ipv4Addr,
+}
+
+/// The first login.
+#[derive(Debug)]
+pub struct Guest {
+    pub host_key: HostKey,
+    pub answers: Answers,
+}
+
+impl Context {
+    pub fn new(inputs: ProofInputs, world: World) -> Result<Context> {
+        let http = Http::new(
+            world.api.clone(),
+            inputs.names.clone(),
+            inputs.patience.speed.clone(),
+            inputs.death.clone(),
+            inputs.redactor.clone(),
+        );
+        Ok(Context {
+            http,
+            run: fresh(4)?,
+            nonce: fresh(16)?,
+            ledger: Ledger::default(),
+            logs: BTreeMap::new(),
+            admin: None,
+            member: None,
+            stranger: None,
+            public: None,
+            flavor: None,
+            image: None,
+            key: None,
+            network: None,
+            subnet: None,
+            router: None,
+            router_address: None,
+            group: None,
+            server: None,
+            port: None,
+            dhcp: None,
+            vxlan: None,
+            floating: None,
+            guest: None,
+            inputs,
+            world,
+        })
+    }
+
+    pub(super) fn admin(&self) -> Result<&Session> {
+        known(&self.admin, "the administrator's session")
+    }
+    pub(super) fn member(&self) -> Result<&Session> {
+        known(&self.member, "the member's session")
+    }
+    pub(super) fn stranger(&self) -> Result<&Session> {
+        known(&self.stranger, "the stranger's session")
+    }
+    pub(super) fn server(&self) -> Result<&str> {
+        known(&self.server, "the server").map(String::as_str)
+    }
+    pub(super) fn port(&self) -> Result<&InstancePort> {
+        known(&self.port, "the server's port")
+    }
+    pub(super) fn router_address(&self) -> Result<Ipv4Addr> {
+        known(&self.router_address, "the router's external address").copied()
+    }
+    pub(super) fn floating(&self) -> Result<&Floating> {
+        known(&self.floating, "the floating IP")
+    }
+
+    pub(super) async fn login(&self, who: Credentials) -> Result<Session, ApiError> {
+        Session::login(self.http.clone(), &self.inputs.auth_url, &self.inputs.region, who).await
+    }
+
+    /// A wait of the story: `nominal` and `every` in seconds, the first on the reference machine.
+    pub(super) async fn until<T, F>(
+        &self,
+        what: &str,
+        nominal: u64,
+        every: u64,
+        attempt: impl FnMut() -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Poll<T>>,
+    {
+        let seconds = Duration::from_secs;
+        let ProofInputs { patience, death, .. } = &self.inputs;
+        patience.until(what, seconds(nominal), seconds(every), death, attempt).await
+    }
+
+    /// A bound for one attempt within a wait: not worth being reported.
+    pub(super) async fn bounded<T>(
+        &self,
+        what: &str,
+        nominal: u64,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let quiet = Patience::new(self.inputs.patience.speed.clone(), Events::silent());
+        quiet.within(what, Duration::from_secs(nominal), &self.inputs.death, work).await
+    }
+
+    /// How long one echo or one TCP attempt may take: emulated guests answer in tenths of seconds.
+    pub(super) fn echo_timeout(&self) -> Duration {
+        let scaled = self.inputs.patience.speed.scale(Duration::from_millis(300));
+        scaled.clamp(Duration::from_secs(1), Duration::from_secs(5))
+    }
+
+    /// The instance's console now; kept among the logs.
+    pub(super) async fn read_console(&mut self) -> Result<String> {
+        let text = self.console_text().await?;
+        self.keep_console(&text);
+        Ok(text)
+    }
+
+    pub(super) async fn console_text(&self) -> Result<String, Error> {
+        Ok(Compute(self.member()?).console(self.server()?, CONSOLE_LINES).await?)
+    }
+
+    pub(super) fn keep_console(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.logs.insert("instance-console.log".into(), self.inputs.redactor.clean(text));
+        }
+    }
+
+    /// Ends the wait for an instance whose port can never carry traffic.
+    pub(super) async fn binding_failure(&self) -> Result<Option<Error>> {
+        let ports = Net(self.admin()?).ports("device_id", self.server()?).await?;
+        let failed = ports.iter().find(|p| p.vif.as_deref() == Some("binding_failed"));
+        Ok(failed.map(|p| {
+            Error::new(
+                Kind::Proof,
+                format!(
+                    "port {} failed to bind on host `{}`",
+                    p.id,
+                    p.host.as_deref().unwrap_or("?")
+                ),
+            )
+            .hint("the L2 agent of that host is dead, or registered under another hostname")
+        }))
+    }
+
+    pub(super) fn take_logs(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.logs).into_iter().collect()
+    }
+}
+
+/// Random text that is no secret.
+fn fresh(bytes: usize) -> Result<String> {
+    let random = Secret::generate(bytes).doing(Kind::Host, || "no random numbers".into())?;
+    Ok(random.reveal().to_owned())
+}
+
+pub(super) fn known<'a, T>(slot: &'a Option<T>, what: &str) -> Result<&'a T> {
+    slot.as_ref().ok_or_else(|| {
+        Error::internal(format!("{what} is not known: a check lacks a `needs` in the story"))
+    })
+}
+
+/// What an API error means to a poll: servers that are busy or starting may yet answer, a refusal
+/// is final.
+pub(super) fn unless_refused<T>(e: ApiError) -> Poll<T> {
+    match e.status {
+        Some(status) if status < 500 && status != 409 => Poll::Failed(e.into()),
+        _ => Poll::NotYet(e.to_string()),
+    }
+}

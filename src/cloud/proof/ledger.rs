@@ -1,0 +1,196 @@
+//! What was made, so that it can be deleted and seen gone.
+
+use crate::cloud::http::ApiError;
+use crate::cloud::network::Net;
+use crate::cloud::session::{Service, Session};
+use crate::wait::{Death, Patience, Poll};
+use serde_json::Value;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Things in the order of their making; deleted in the opposite order, each by whom it was made.
+#[derive(Default)]
+pub struct Ledger(Vec<Made>);
+
+struct Made {
+    what: String,
+    by: Session,
+    thing: Thing,
+}
+
+enum Thing {
+    /// Found and deleted at this path of its service.
+    At(Service, String),
+    /// A router's interface on a subnet: has no path of its own.
+    Interface { router: String, subnet: String },
+    /// A project, which must be empty before it goes.
+    Project(String),
+}
+
+/// What clearing the ledger found.
+#[derive(Debug, Default)]
+pub struct Cleared {
+    pub gone: Vec<String>,
+    /// Could not be deleted, or was never asked for.
+    pub leftovers: Vec<String>,
+}
+
+impl Ledger {
+    pub fn add(&mut self, by: &Session, what: impl Into<String>, service: Service, path: String) {
+        self.0.push(Made { what: what.into(), by: by.clone(), thing: Thing::At(service, path) });
+    }
+    pub fn add_interface(&mut self, by: &Session, router: &str, subnet: &str) {
+        let thing = Thing::Interface { router: router.into(), subnet: subnet.into() };
+        self.0.push(Made { what: "router interface".into(), by: by.clone(), thing });
+    }
+    pub fn add_project(&mut self, by: &Session, name: &str, id: &str) {
+        let thing = Thing::Project(id.into());
+        self.0.push(Made { what: format!("project {name}"), by: by.clone(), thing });
+    }
+
+    /// Deletes everything. What fails is told and does not keep the rest from being tried.
+    pub async fn clear(&mut self, patience: &Patience, death: &Death) -> Cleared {
+        let mut cleared = Cleared::default();
+        while let Some(Made { what, by, thing }) = self.0.pop() {
+            let result = match thing {
+                Thing::Interface { router, subnet } => {
+                    remove_interface(&by, &router, &subnet, patience, death).await
+                }
+                Thing::At(service, path) => {
+                    remove(&by, &what, service, &path, patience, death).await
+                }
+                Thing::Project(id) => {
+                    for left in sweep(&by, &id, patience, death).await {
+                        cleared.leftovers.push(format!("{left} in {what}"));
+                    }
+                    let path = format!("/projects/{id}");
+                    remove(&by, &what, Service::Identity, &path, patience, death).await
+                }
+            };
+            match result {
+                Ok(()) => cleared.gone.push(what),
+                Err(e) => {
+                    let why = e.evidence_lines().join("; ");
+                    cleared.leftovers.push(format!("{what}: {e} {why}").trim_end().to_owned());
+                }
+            }
+        }
+        cleared
+    }
+}
+
+const NOMINAL: Duration = Duration::from_secs(60);
+const EVERY: Duration = Duration::from_secs(2);
+
+/// Deletes the thing at `path` and waits until it is seen gone.
+async fn remove(
+    by: &Session,
+    what: &str,
+    service: Service,
+    path: &str,
+    patience: &Patience,
+    death: &Death,
+) -> crate::error::Result<()> {
+    // Asked for once; repeated only where it was refused because something is still in use.
+    let asked = AtomicBool::new(false);
+    let asked = &asked;
+    let wait = format!("{what} to be gone");
+    patience
+        .until(&wait, NOMINAL, EVERY, death, || async move {
+            if !asked.load(Ordering::Relaxed) {
+                match by.delete(service, path).await {
+                    Ok(()) => asked.store(true, Ordering::Relaxed),
+                    Err(e) if is_final(&e) => return Poll::Failed(e.into()),
+                    Err(e) => return Poll::NotYet(e.to_string()),
+                }
+            }
+            match by.find::<Value>(service, path, "").await {
+                Ok(None) => Poll::Ready(()),
+                Ok(Some(_)) => Poll::NotYet("still there".into()),
+                Err(e) if is_final(&e) => Poll::Failed(e.into()),
+                Err(e) => Poll::NotYet(e.to_string()),
+            }
+        })
+        .await
+}
+
+async fn remove_interface(
+    by: &Session,
+    router: &str,
+    subnet: &str,
+    patience: &Patience,
+    death: &Death,
+) -> crate::error::Result<()> {
+    patience
+        .until("the router interface to be gone", NOMINAL, EVERY, death, || async move {
+            match Net(by).remove_interface(router, subnet).await {
+                Ok(()) => Poll::Ready(()),
+                Err(e) if is_final(&e) => Poll::Failed(e.into()),
+                Err(e) => Poll::NotYet(e.to_string()),
+            }
+        })
+        .await
+}
+
+/// What a project still has though everything known was deleted. The security group `default`,
+/// which neutron makes by itself, is deleted without a word; anything else is a leftover, told
+/// and deleted.
+async fn sweep(admin: &Session, project: &str, patience: &Patience, death: &Death) -> Vec<String> {
+    let places = [
+        (
+            Service::Compute,
+            "/servers",
+            format!("/servers?all_tenants=1&project_id={project}"),
+            "servers",
+        ),
+        (
+            Service::Image,
+            "/images",
+            format!("/images?owner={project}&visibility=private"),
+            "images",
+        ),
+        (
+            Service::Network,
+            "/floatingips",
+            format!("/floatingips?project_id={project}"),
+            "floatingips",
+        ),
+        (Service::Network, "/ports", format!("/ports?project_id={project}"), "ports"),
+        (Service::Network, "/routers", format!("/routers?project_id={project}"), "routers"),
+        (Service::Network, "/networks", format!("/networks?project_id={project}"), "networks"),
+        (
+            Service::Network,
+            "/security-groups",
+            format!("/security-groups?project_id={project}"),
+            "security_groups",
+        ),
+    ];
+    let mut leftovers = Vec::new();
+    for (service, base, query, key) in places {
+        let found: Vec<Value> = match admin.get(service, &query, key).await {
+            Ok(found) => found,
+            Err(e) => {
+                leftovers.push(format!("unknown {key} ({e})"));
+                continue;
+            }
+        };
+        for thing in found {
+            let text = |k: &str| thing[k].as_str().unwrap_or_default().to_owned();
+            let expected = key == "security_groups" && text("name") == "default";
+            let name = format!("{key} {} {}", text("id"), text("name"));
+            let path = format!("{base}/{}", text("id"));
+            let removed = remove(admin, &name, service, &path, patience, death).await;
+            match removed {
+                Ok(()) if expected => {}
+                Ok(()) => leftovers.push(format!("{} (deleted now)", name.trim())),
+                Err(e) => leftovers.push(format!("{} ({e})", name.trim())),
+            }
+        }
+    }
+    leftovers
+}
+
+/// Whether asking again is in vain.
+fn is_final(e: &ApiError) -> bool {
+    matches!(e.status, Some(400..=499)) && !e.is(409)
+}

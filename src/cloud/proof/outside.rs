@@ -1,0 +1,68 @@
+//! What the proof sees from outside the cloud, and on the wire between its nodes.
+
+use crate::cloud::{Later, Stream};
+use crate::error::{Error, Result};
+use crate::lab::outside::{Echo, Leg, Neighbour};
+use crate::lab::switch::Network;
+use bytes::Bytes;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// A station on the network `external`.
+pub trait Outside: Send + Sync {
+    /// One ICMP echo; None when nothing came back.
+    fn ping(&self, to: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Option<Echo>>>;
+    fn connect(&self, to: SocketAddrV4, timeout: Duration) -> Later<'_, Result<Box<dyn Stream>>>;
+    fn resolve(&self, who: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Neighbour>>;
+}
+
+/// The answer to an attempt at opening a TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knock {
+    Open,
+    /// A reset: something is there and says no.
+    Refused,
+    Silent,
+}
+
+/// Tries a TCP port.
+pub async fn knock(outside: &dyn Outside, to: SocketAddrV4, timeout: Duration) -> Knock {
+    match outside.connect(to, timeout).await {
+        Ok(_) => Knock::Open,
+        Err(e) if is_refusal(&e) => Knock::Refused,
+        Err(_) => Knock::Silent,
+    }
+}
+
+fn is_refusal(e: &Error) -> bool {
+    let text = e.to_string().to_lowercase();
+    text.contains("refused") || text.contains("reset")
+}
+
+impl Outside for Leg {
+    fn ping(&self, to: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Option<Echo>>> {
+        Box::pin(Leg::ping(self, to, timeout))
+    }
+    fn connect(&self, to: SocketAddrV4, timeout: Duration) -> Later<'_, Result<Box<dyn Stream>>> {
+        crate::cloud::http::Connector::connect(self, to, timeout)
+    }
+    fn resolve(&self, who: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Neighbour>> {
+        Box::pin(Leg::resolve(self, who, timeout))
+    }
+}
+
+/// Says whether a frame is of interest; called for every frame of the network.
+pub type Wanted = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+/// A network whose frames can be seen.
+pub trait Wire: Send + Sync {
+    /// Shows every frame to `wanted` until the receiver is dropped.
+    fn tap(&self, wanted: Wanted) -> mpsc::Receiver<Bytes>;
+}
+
+impl Wire for Network {
+    fn tap(&self, wanted: Wanted) -> mpsc::Receiver<Bytes> {
+        Network::tap(self, wanted)
+    }
+}

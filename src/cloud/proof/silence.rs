@@ -1,0 +1,104 @@
+//! Silence, proven: nothing answers for a while in which it is known that the path would have
+//! carried an answer.
+
+use super::outside::{Knock, Outside, knock};
+use crate::error::{Error, Kind, Result};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+/// How often everything is tried in one window.
+pub const ROUNDS: u32 = 10;
+
+/// What answered in a window.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    pub rounds: u32,
+    pub pings: u32,
+    /// TCP 22 accepted or refused: either is an answer.
+    pub knocks: u32,
+    /// Of the control, which must answer.
+    pub control: u32,
+}
+
+/// Pings `target` and knocks at its port 22, and pings `control`, all at once, `rounds` times.
+/// A silent round lasts `timeout`.
+pub async fn listen(
+    outside: &dyn Outside,
+    target: Ipv4Addr,
+    control: Ipv4Addr,
+    rounds: u32,
+    timeout: Duration,
+) -> Heard {
+    let mut heard = Heard { rounds, ..Heard::default() };
+    for _ in 0..rounds {
+        let (ping, knocked, controlled) = tokio::join!(
+            outside.ping(target, timeout),
+            knock(outside, SocketAddrV4::new(target, 22), timeout),
+            outside.ping(control, timeout),
+        );
+        heard.pings += u32::from(matches!(ping, Ok(Some(_))));
+        heard.knocks += u32::from(knocked != Knock::Silent);
+        heard.control += u32::from(matches!(controlled, Ok(Some(_))));
+    }
+    heard
+}
+
+/// Silence counts only if nothing of the target and nearly everything of the control was heard.
+pub fn judge(target: Ipv4Addr, control: Ipv4Addr, heard: &Heard) -> Result<String> {
+    let Heard { rounds, pings, knocks, control: answers } = heard;
+    if *pings > 0 || *knocks > 0 {
+        return Err(Error::new(
+            Kind::Proof,
+            format!(
+                "expected silence of {target}, but it answered {pings} of {rounds} pings and \
+                 {knocks} of {rounds} attempts at TCP 22"
+            ),
+        ));
+    }
+    if *rounds == 0 || answers * 5 < rounds * 4 {
+        return Err(Error::new(
+            Kind::Proof,
+            format!(
+                "{target} was silent, but so was the control {control} ({answers} of {rounds} \
+                 pings answered): this silence proves nothing"
+            ),
+        ));
+    }
+    Ok(format!(
+        "{rounds} pings and {rounds} attempts at TCP 22 of {target} unanswered, while {control} \
+         answered {answers} of {rounds} pings"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 105);
+    const C: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 101);
+
+    fn judged(rounds: u32, pings: u32, knocks: u32, control: u32) -> Result<String> {
+        judge(T, C, &Heard { rounds, pings, knocks, control })
+    }
+
+    #[test]
+    fn silence_beside_a_live_control_is_proof() {
+        assert!(judged(10, 0, 0, 10).is_ok());
+        assert!(judged(10, 0, 0, 8).is_ok());
+    }
+
+    #[test]
+    fn one_answer_breaks_it() {
+        assert!(judged(10, 1, 0, 10).unwrap_err().to_string().contains("1 of 10 pings"));
+        assert!(judged(10, 0, 1, 10).is_err());
+    }
+
+    #[test]
+    fn without_the_control_it_proves_nothing() {
+        for control in [0, 7] {
+            let e = judged(10, 0, 0, control).unwrap_err();
+            assert!(e.to_string().contains("proves nothing"), "{e}");
+        }
+        assert!(judged(0, 0, 0, 0).is_err());
+    }
+}

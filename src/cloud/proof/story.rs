@@ -1,0 +1,107 @@
+//! The proof in order.
+
+use super::checks::{cloud, end, instance, network, people, reach};
+use super::context::Context;
+use crate::cloud::Later;
+use crate::error::Result;
+
+/// How a check that did not fail ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// With what was seen.
+    Pass(String),
+    /// With the reason.
+    Skip(String),
+}
+
+pub type Run = for<'a> fn(&'a mut Context) -> Later<'a, Result<Finding>>;
+
+/// One check.
+pub struct Step {
+    /// The seeds' ids it stands for, and what holds when it passes.
+    pub name: &'static str,
+    /// Checks without which this one would say nothing.
+    pub needs: &'static [&'static str],
+    pub run: Run,
+}
+
+macro_rules! story {
+    ($($name:literal $(after [$($need:literal),* $(,)?])? => $run:path;)*) => {
+        &[$(Step {
+            name: $name,
+            needs: &[$($($need),*)?],
+            run: |context| Box::pin($run(context)),
+        }),*]
+    };
+}
+
+pub const STORY: &[Step] = story! {
+    // The cloud as such.
+    "S4.6 administrator's token" => cloud::token;
+    "S4.4 catalog" after ["S4.6 administrator's token"] => cloud::catalog;
+    "S4.8 network agents alive" after ["S4.4 catalog"] => cloud::agents;
+    "S4.8 compute services up" after ["S4.4 catalog"] => cloud::compute_services;
+
+    // The setting.
+    "S3.1 provider network public" after ["S4.8 network agents alive"] => network::public;
+    "S4.5 projects and users" after ["S4.4 catalog"] => people::projects;
+    "S4.3 flavors are the administrator's" after ["S4.5 projects and users"] => people::flavor;
+    "S4.7 private image" after ["S4.5 projects and users"] => people::image;
+    "S3.3 key pair" after ["S4.5 projects and users"] => people::key_pair;
+    "S3.2 network and subnet" after
+        ["S4.8 network agents alive", "S4.5 projects and users"] => network::internal;
+    "S3.4 router answers outside" after
+        ["S3.1 provider network public", "S3.2 network and subnet"] => network::router;
+    "S4.9 security group without ingress" after
+        ["S4.5 projects and users"] => network::group;
+
+    // The instance.
+    "S3.3 server active on its host" after [
+        "S4.8 compute services up", "S4.3 flavors are the administrator's", "S4.7 private image",
+        "S3.3 key pair", "S3.4 router answers outside", "S4.9 security group without ingress",
+    ] => instance::active;
+    "S4.8 ports bound and active" after ["S3.3 server active on its host"] => instance::ports;
+    "S4.11 console log" after ["S4.8 ports bound and active"] => instance::console;
+    "S3.8 floating IP" after ["S4.8 ports bound and active"] => reach::floating_ip;
+
+    // From outside.
+    "S3.7 silence without ingress rules" after
+        ["S4.11 console log", "S3.8 floating IP"] => reach::silence_without_rules;
+    "S3.7 ping answers once ICMP is let in" after
+        ["S3.7 silence without ingress rules"] => reach::ping;
+    "S3.9 SSH login returns the nonce" after
+        ["S3.7 ping answers once ICMP is let in"] => reach::ssh;
+    "S4.12 guest sees its address and MTU" after
+        ["S3.9 SSH login returns the nonce"] => reach::guest_view;
+    "S4.11 gateway and metadata answer inside" after
+        ["S3.9 SSH login returns the nonce"] => reach::inside;
+    "S3.1 traffic crosses VXLAN" after
+        ["S3.7 ping answers once ICMP is let in"] => reach::vxlan;
+    "S3.6 fixed address silent outside" after
+        ["S3.7 ping answers once ICMP is let in"] => reach::fixed_silent;
+    "S4.12 address availability" after ["S3.8 floating IP"] => network::availability;
+    "S3.5 hard reboot" after ["S3.9 SSH login returns the nonce"] => instance::reboot;
+    "S4.12 silence without floating IP" after
+        ["S3.7 ping answers once ICMP is let in"] => reach::silence_without_floating_ip;
+
+    // Whatever happened.
+    "S3 everything deleted and seen gone" => end::cleanup;
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_need_is_an_earlier_check_and_names_are_unique() {
+        let mut earlier = Vec::new();
+        for step in STORY {
+            for need in step.needs {
+                assert!(earlier.contains(need), "`{}` needs `{need}`, not told before", step.name);
+            }
+            assert!(!earlier.contains(&step.name), "`{}` twice", step.name);
+            earlier.push(step.name);
+        }
+        assert!(STORY.last().unwrap().needs.is_empty(), "cleanup runs whatever happened");
+    }
+}

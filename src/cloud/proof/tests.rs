@@ -1,0 +1,258 @@
+//! The story against a small OpenStack in memory: told whole, and with each thing going wrong.
+
+use super::*;
+use crate::cloud::mock::{ADMIN_PASSWORD, Faults, Mock};
+use crate::event::Events;
+use crate::wait::{Death, Life};
+
+struct Told {
+    outcome: Outcome,
+    mock: Mock,
+    events: Vec<Event>,
+}
+
+async fn told_with(mock: Mock, death: Death, change: impl FnOnce(&mut ProofInputs)) -> Told {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(image.path(), vec![7; 200_000]).unwrap();
+    let (events, mut seen) = Events::channel();
+    let mut inputs = mock.inputs(image.path(), events, death);
+    change(&mut inputs);
+    let outcome = prove(inputs, mock.world()).await.unwrap();
+    let mut events = Vec::new();
+    while let Ok(stamped) = seen.try_recv() {
+        events.push(stamped.event);
+    }
+    Told { outcome, mock, events }
+}
+
+async fn told(faults: Faults) -> Told {
+    told_with(Mock::with_faults(faults), Death::never(), |_| {}).await
+}
+
+impl Told {
+    fn check(&self, name: &str) -> &Check {
+        self.outcome.checks.iter().find(|c| c.name == name).unwrap_or_else(|| panic!("no `{name}`"))
+    }
+
+    /// `name` is the first failure, its evidence says `why`, and nothing later that stands on it
+    /// passed.
+    #[track_caller]
+    fn fails_at(&self, name: &str, why: &str) {
+        assert!(!self.outcome.passed());
+        let first = self.outcome.first_failure().expect("something failed");
+        assert_eq!(first.name, name, "{}", first.evidence);
+        assert!(first.evidence.contains(why), "`{why}` is not in: {}", first.evidence);
+        let mut broken = vec![name];
+        for step in story::STORY {
+            if step.needs.iter().any(|n| broken.contains(n)) {
+                broken.push(step.name);
+                let check = self.check(step.name);
+                assert_eq!(check.status, Status::Skip, "{}", step.name);
+                assert!(check.evidence.contains(name), "{}", check.evidence);
+            }
+        }
+    }
+
+    /// Nothing of the proof is left in the cloud.
+    #[track_caller]
+    fn left_nothing(&self) {
+        self.mock.with(|s| {
+            for kind in [
+                "servers",
+                "images",
+                "flavors",
+                "os-keypairs",
+                "networks",
+                "subnets",
+                "routers",
+                "ports",
+                "floatingips",
+            ] {
+                assert!(s.of(kind).is_empty(), "{kind}: {:?}", s.of(kind));
+            }
+            let groups = s.of("security-groups").iter().filter(|g| g["project_id"] != "p-admin");
+            assert_eq!(groups.count(), 0);
+            assert_eq!((s.of("projects").len(), s.of("users").len()), (1, 1));
+        });
+    }
+}
+
+const CLEANUP: &str = "S3 everything deleted and seen gone";
+
+#[tokio::test(start_paused = true)]
+async fn a_cloud_that_works_passes_every_check_and_is_left_clean() {
+    let told = told(Faults::default()).await;
+    for check in &told.outcome.checks {
+        assert_eq!(check.status, Status::Pass, "{}: {}", check.name, check.evidence);
+    }
+    assert!(told.outcome.passed());
+    assert_eq!(told.outcome.checks.len(), story::STORY.len());
+    told.left_nothing();
+    let (name, console) = &told.outcome.logs[0];
+    assert_eq!(name, "instance-console.log");
+    assert!(console.contains("login as 'cirros'"));
+    let named = |check: &str, text: &str| {
+        let evidence = &told.check(check).evidence;
+        assert!(evidence.contains(text), "{evidence}");
+    };
+    named("S3.7 ping answers once ICMP is let in", "TTL 63");
+    named("S3.1 traffic crosses VXLAN", "VNI 7");
+    named("S3.5 hard reboot", "boot-id-".get(..8).unwrap());
+    named("S4.3 flavors are the administrator's", "os-flavor-manage:create");
+}
+
+#[tokio::test(start_paused = true)]
+async fn checks_are_events_in_the_order_of_the_story() {
+    let told = told(Faults::default()).await;
+    let sent: Vec<&str> = told
+        .events
+        .iter()
+        .filter_map(|e| match e {
+            Event::Check(c) => Some(c.name.as_str()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sent, story::STORY.iter().map(|s| s.name).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_secret_is_in_any_event_check_or_log() {
+    let told = told(Faults { other_nonce: true, ..Faults::default() }).await;
+    let everything = format!("{:?}{:?}", told.outcome, told.events);
+    assert!(everything.contains("S4.4 catalog"));
+    for secret in [ADMIN_PASSWORD, "gAAAA"] {
+        assert!(!everything.contains(secret), "{secret}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_cloud_keeps_its_public_network_and_proves_again() {
+    let mock = Mock::new();
+    for round in ["created", "found"] {
+        let told = told_with(mock.clone(), Death::never(), |i| i.keep_public = true).await;
+        assert!(told.outcome.passed(), "{:?}", told.outcome.first_failure());
+        assert!(told.check("S3.1 provider network public").evidence.starts_with(round));
+    }
+    assert_eq!(mock.with(|s| s.of("networks").len()), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_node_alone_skips_the_tunnel_and_does_not_pass() {
+    let told = told_with(Mock::new(), Death::never(), |i| i.tunnel.1 = i.tunnel.0).await;
+    assert_eq!(told.check("S3.1 traffic crosses VXLAN").status, Status::Skip);
+    assert!(!told.outcome.passed());
+    assert_eq!(told.outcome.count(Status::Fail), 0);
+}
+
+/// A fault, the check that must find it, and words of its evidence.
+macro_rules! finds {
+    ($($test:ident: $fault:ident = $value:expr => $check:literal, $why:literal;)*) => {$(
+        #[tokio::test(start_paused = true)]
+        async fn $test() {
+            let told = told(Faults { $fault: $value, ..Faults::default() }).await;
+            told.fails_at($check, $why);
+            told.left_nothing();
+        }
+    )*};
+}
+
+finds! {
+    a_missing_service_is_found: no_placement = true =>
+        "S4.4 catalog", "`placement` is not in the catalogue";
+    a_dead_agent_is_found: dead_agent = true =>
+        "S4.8 network agents alive", "neutron-openvswitch-agent on openstack2 is XXX";
+    a_flavor_made_by_a_member_is_found: anyone_makes_flavors = true =>
+        "S4.3 flavors are the administrator's", "ordinary member could create";
+    an_image_that_glance_rejects_is_found: image_killed = true =>
+        "S4.7 private image", "glance made it killed";
+    an_image_that_everybody_sees_is_found: image_public = true =>
+        "S4.7 private image", "another project sees";
+    an_image_changed_on_its_way_is_found: image_corrupted = true =>
+        "S4.7 private image", "sha512 differs";
+    a_server_without_a_host_is_told_in_novas_words: no_valid_host = true =>
+        "S3.3 server active on its host", "No valid host was found";
+    a_server_on_the_wrong_host_is_found: wrong_host = true =>
+        "S3.3 server active on its host", "runs on `openstack1` instead of `openstack2`";
+    a_port_that_cannot_bind_ends_the_wait: binding_failed = true =>
+        "S3.3 server active on its host", "failed to bind on host `openstack2`";
+    an_image_that_does_not_boot_ends_the_wait: no_bootable_device = true =>
+        "S4.11 console log", "the image is no disk image";
+    a_guest_that_never_comes_up_is_found: never_up = true =>
+        "S4.11 console log", "login banner";
+    an_answer_that_should_be_silence_is_found: leaky = true =>
+        "S3.7 silence without ingress rules", "10 of 10 pings";
+    silence_beside_a_dead_control_is_not_counted: router_dies = true =>
+        "S3.7 silence without ingress rules", "proves nothing";
+    silence_of_a_guest_that_panicked_is_not_counted: panics_while_silent = true =>
+        "S3.7 silence without ingress rules", "proves nothing";
+    an_answer_past_the_router_is_found: ttl = Some(64) =>
+        "S3.7 ping answers once ICMP is let in", "TTL 64";
+    ssh_open_without_its_rule_is_found: ssh_open_with_icmp = true =>
+        "S3.7 ping answers once ICMP is let in", "only ICMP was let in";
+    a_wrong_nonce_is_found: other_nonce = true =>
+        "S3.9 SSH login returns the nonce", "does not return the nonce";
+    a_door_open_to_any_key_is_found: any_key = true =>
+        "S3.9 SSH login returns the nonce", "never got is let in";
+    lost_large_packets_are_found: small_packets_only = true =>
+        "S3.9 SSH login returns the nonce", "MTU";
+    a_wrong_mtu_inside_is_found: guest_mtu = Some(1500) =>
+        "S4.12 guest sees its address and MTU", "MTU 1500 inside, expected 1450";
+    metadata_that_does_not_answer_is_found: no_metadata_address = true =>
+        "S4.11 gateway and metadata answer inside", "local-ipv4 ``";
+    traffic_that_avoids_the_tunnel_is_found: no_vxlan = true =>
+        "S3.1 traffic crosses VXLAN", "saw 0 to the instance";
+    a_fixed_address_that_answers_outside_is_found: fixed_reachable = true =>
+        "S3.6 fixed address silent outside", "expected silence of 10.5.5.12";
+    a_wrong_count_of_addresses_is_found: miscounted = true =>
+        "S4.12 address availability", "the count says";
+    a_reboot_that_was_none_is_found: reboot_does_nothing = true =>
+        "S3.5 hard reboot", "the old boot still answers";
+    another_host_key_after_the_reboot_ends_the_wait: new_host_key_after_reboot = true =>
+        "S3.5 hard reboot", "another machine answers";
+    an_instance_that_does_not_come_back_is_found: never_back = true =>
+        "S3.5 hard reboot", "SSH after the hard reboot";
+    a_floating_ip_that_still_answers_is_found: floating_sticks = true =>
+        "S4.12 silence without floating IP", "still answers ping";
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thing_that_cannot_be_deleted_is_a_failure() {
+    let told = told(Faults { network_stays: true, ..Faults::default() }).await;
+    told.fails_at(CLEANUP, "network intnet");
+    assert_eq!(told.outcome.count(Status::Fail), 1);
+    assert!(told.check(CLEANUP).evidence.contains("the database is locked"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thing_that_nobody_asked_for_is_a_leftover() {
+    let told = told(Faults { stray_port: true, ..Faults::default() }).await;
+    told.fails_at(CLEANUP, "ports id-");
+    told.left_nothing();
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_end_at_once_when_a_machine_dies() {
+    let (life, death) = Life::new();
+    let mock = Mock::with_faults(Faults { never_up: true, ..Faults::default() });
+    let start = Instant::now();
+    let dying = async {
+        // Dies while the console is waited for.
+        let _ =
+            tokio::time::timeout(std::time::Duration::from_secs(40), std::future::pending::<()>())
+                .await;
+        life.ends("openstack2: QEMU exited with status 1");
+    };
+    let (told, ()) = tokio::join!(told_with(mock, death, |_| {}), dying);
+    told.fails_at("S4.11 console log", "openstack2: QEMU exited with status 1");
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+    assert_eq!(told.check(CLEANUP).status, Status::Fail);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cloud_that_never_answers_skips_everything_but_the_first_check() {
+    let told = told_with(Mock::new(), Death::never(), |i| i.names.clear()).await;
+    told.fails_at("S4.6 administrator's token", "no node is called `openstack1`");
+    assert_eq!(told.outcome.count(Status::Fail), 1);
+    assert_eq!(told.outcome.count(Status::Pass), 0);
+    assert!(told.check(CLEANUP).evidence.contains("nothing had been made"));
+}

@@ -1,0 +1,268 @@
+//! Which accelerator: decided by running guest code, because opening /dev/kvm proves nothing.
+
+mod probe;
+
+use super::hypervisor::Hypervisor;
+use super::process::Process;
+use super::qemu;
+use crate::error::{Context, Error, Kind, Result};
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Accel {
+    /// The processor runs the guest.
+    Kvm,
+    /// QEMU translates the guest's code.
+    Tcg,
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Accel::Kvm => "KVM",
+            Accel::Tcg => "TCG",
+        })
+    }
+}
+
+/// What the probe takes under KVM on the reference machine. Everything is compared with it: TCG
+/// on the machine where shell loops ran 7 and whole boots 10 times slower took 0.36 s.
+const REFERENCE: Duration = Duration::from_millis(36);
+
+/// TCG always works, if slowly; this is for a host that hangs.
+const TCG_LIMIT: Duration = Duration::from_secs(6);
+
+/// KVM has as long as TCG took, and at least this long.
+const KVM_LIMIT_LEAST: Duration = Duration::from_secs(1);
+
+/// What running the probe under one accelerator gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Trial {
+    Worked {
+        /// From QEMU's start to the guest's first instruction.
+        startup: Duration,
+        /// The fixed amount of work.
+        work: Duration,
+    },
+    /// It ran, but did not get there in time.
+    TooSlow { limit: Duration, stages_done: usize },
+    /// It cannot be had; the text says why.
+    Unusable(String),
+}
+
+impl Trial {
+    pub fn work(&self) -> Option<Duration> {
+        match self {
+            Trial::Worked { work, .. } => Some(*work),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Trial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trial::Worked { startup, work } => {
+                let (startup, work) = (startup.as_secs_f64(), work.as_secs_f64());
+                write!(f, "{work:.3} s of work after {startup:.3} s of start")
+            }
+            Trial::TooSlow { limit, stages_done } => {
+                let (limit, all) = (limit.as_secs_f64(), probe::STAGES.len());
+                write!(f, "too slow: {stages_done} of {all} stages in {limit:.1} s")
+            }
+            Trial::Unusable(why) => write!(f, "unusable: {why}"),
+        }
+    }
+}
+
+/// The accelerator to use, with the measurements that say so.
+#[derive(Clone, Debug)]
+pub struct Judgement {
+    pub accel: Accel,
+    /// For [`crate::wait::Speed`]: how many times slower than the reference guests run here.
+    pub speed: f64,
+    pub kvm: Trial,
+    pub tcg: Trial,
+}
+
+/// Measures both accelerators, one after the other, in less than ten seconds. `scratch` is a
+/// directory for the probe's firmware.
+pub async fn judge(hypervisor: &Hypervisor, scratch: &Path) -> Result<Judgement> {
+    let tcg = try_one(hypervisor, Accel::Tcg, TCG_LIMIT, scratch).await?;
+    // What is slower than TCG need not be awaited.
+    let limit = tcg.work().unwrap_or(TCG_LIMIT / 2).max(KVM_LIMIT_LEAST);
+    let kvm = match kvm_device() {
+        Ok(()) => try_one(hypervisor, Accel::Kvm, limit, scratch).await?,
+        Err(e) => Trial::Unusable(format!("/dev/kvm: {e}")),
+    };
+    conclude(kvm, tcg)
+}
+
+fn kvm_device() -> std::io::Result<()> {
+    std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop)
+}
+
+/// KVM where it is the faster, TCG where it works at all.
+fn conclude(kvm: Trial, tcg: Trial) -> Result<Judgement> {
+    let (accel, work) = match (kvm.work(), tcg.work()) {
+        (Some(k), Some(t)) if k > t => (Accel::Tcg, t),
+        (Some(k), _) => (Accel::Kvm, k),
+        (None, Some(t)) => (Accel::Tcg, t),
+        (None, None) => {
+            return Err(Error::host("QEMU runs no guest code here")
+                .evidence([format!("KVM: {kvm}"), format!("TCG: {tcg}")])
+                .hint("see `stackproof host check`; a very loaded host looks like this too"));
+        }
+    };
+    let speed = work.as_secs_f64() / REFERENCE.as_secs_f64();
+    Ok(Judgement { accel, speed, kvm, tcg })
+}
+
+/// Runs the probe once, for at most `limit`.
+pub async fn try_one(
+    hypervisor: &Hypervisor,
+    accel: Accel,
+    limit: Duration,
+    scratch: &Path,
+) -> Result<Trial> {
+    let at = |what: &str| format!("cannot {what} in {}", scratch.display());
+    let dir = tempfile::Builder::new()
+        .prefix("accel-")
+        .tempdir_in(scratch)
+        .doing(Kind::Host, || at("make a directory"))?;
+    let firmware = dir.path().join("probe.rom");
+    std::fs::write(&firmware, probe::firmware()).doing(Kind::Host, || at("write the probe"))?;
+    let log_file = dir.path().join("stderr");
+    let log = std::fs::File::create(&log_file).doing(Kind::Host, || at("write a log"))?;
+    let (said, says) = std::io::pipe().doing(Kind::Host, || "cannot make a pipe".into())?;
+    let mut said = pipe::Receiver::from_owned_fd(said.into())
+        .doing(Kind::Internal, || "cannot read a pipe".into())?;
+
+    let mut command = Command::new(&hypervisor.qemu);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "32M"]);
+    command.args(["-object", "memory-backend-ram,id=ram,size=32M"]);
+    for (option, value) in qemu::base(accel) {
+        command.args([option, value]);
+    }
+    if hypervisor.sandbox {
+        command.args(["-sandbox", qemu::SANDBOX]);
+    }
+    command.arg("-bios").arg(&firmware);
+    command.args(["-chardev", "stdio,id=debug,signal=off"]);
+    command.args(["-device", "isa-debugcon,iobase=0xe9,chardev=debug"]);
+    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x01"]);
+    command.stdin(Stdio::null()).stdout(says).stderr(log);
+
+    let start = Instant::now();
+    let process = Process::spawn(command).await?;
+    let mut stages: Vec<(u8, Duration)> = Vec::new();
+    let mut buffer = [0u8; 16];
+    let watch = async {
+        // The end of the pipe is the end of QEMU.
+        while let Ok(n @ 1..) = said.read(&mut buffer).await {
+            stages.extend(buffer[..n].iter().map(|b| (*b, start.elapsed())));
+            if stages.iter().any(|(stage, _)| *stage == probe::END) {
+                break;
+            }
+        }
+    };
+    let in_time = tokio::time::timeout(limit, watch).await.is_ok();
+    if let Some(trial) = read_stages(&stages) {
+        return Ok(trial);
+    }
+    if !in_time {
+        return Ok(Trial::TooSlow { limit, stages_done: stages.len() });
+    }
+    let status = process.exit().await;
+    let log = std::fs::read_to_string(&log_file).unwrap_or_default();
+    let why = log.lines().find(|l| !l.trim().is_empty()).unwrap_or("it said nothing");
+    Ok(Trial::Unusable(format!("QEMU {}: {}", super::process::describe(status), why.trim())))
+}
+
+/// Both times, if all stages were said in their order.
+fn read_stages(stages: &[(u8, Duration)]) -> Option<Trial> {
+    if !stages.iter().map(|(stage, _)| *stage).eq(probe::STAGES) {
+        return None;
+    }
+    let (startup, end) = (stages.first()?.1, stages.last()?.1);
+    // Two stages in one read have one time; nothing real takes none.
+    let work = (end - startup).max(Duration::from_micros(1));
+    Some(Trial::Worked { startup, work })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worked(millis: u64) -> Trial {
+        Trial::Worked { startup: Duration::from_millis(50), work: Duration::from_millis(millis) }
+    }
+    fn too_slow() -> Trial {
+        Trial::TooSlow { limit: Duration::from_secs(1), stages_done: 1 }
+    }
+
+    #[test]
+    fn the_faster_one_wins_and_sets_the_speed() {
+        let kvm = conclude(worked(36), worked(360)).unwrap();
+        assert_eq!((kvm.accel, kvm.speed), (Accel::Kvm, 1.0));
+        let tcg = conclude(worked(720), worked(360)).unwrap();
+        assert_eq!((tcg.accel, tcg.speed), (Accel::Tcg, 10.0));
+        let crawls = conclude(too_slow(), worked(180)).unwrap();
+        assert_eq!((crawls.accel, crawls.speed), (Accel::Tcg, 5.0));
+        let only = conclude(worked(18), Trial::Unusable("x".into())).unwrap();
+        assert_eq!(only.accel, Accel::Kvm);
+    }
+
+    #[test]
+    fn a_host_where_nothing_runs_is_told_with_both_reasons() {
+        let error = conclude(Trial::Unusable("no device".into()), too_slow()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Host);
+        assert_eq!(error.evidence_lines()[0], "KVM: unusable: no device");
+        assert_eq!(error.evidence_lines()[1], "TCG: too slow: 1 of 5 stages in 1.0 s");
+    }
+
+    #[test]
+    fn only_all_stages_in_order_count() {
+        let at = |text: &[u8]| -> Vec<(u8, Duration)> {
+            text.iter().zip(1..).map(|(b, i)| (*b, Duration::from_millis(i))).collect()
+        };
+        let all = read_stages(&at(b"B123E")).unwrap();
+        assert_eq!(all.work(), Some(Duration::from_millis(4)));
+        for bad in [&b""[..], b"B", b"B123", b"E", b"B12E", b"B132E", b"B123EE"] {
+            assert_eq!(read_stages(&at(bad)), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn guest_code_runs_under_tcg_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = Hypervisor::find("qemu-system-x86_64".as_ref(), "qemu-img".as_ref()).await;
+        let hypervisor = found.expect("these tests need QEMU");
+        let limit = Duration::from_secs(60);
+        let trial = try_one(&hypervisor, Accel::Tcg, limit, dir.path()).await.unwrap();
+        assert!(trial.work().is_some(), "{trial}");
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0, "nothing is left behind");
+    }
+
+    #[tokio::test]
+    async fn a_qemu_that_fails_is_quoted_and_one_that_hangs_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let pretend = async |name: &str, limit: Duration| {
+            let qemu = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/qemu").join(name);
+            let (img, version) = (qemu.clone(), (10, 0, 0));
+            let hypervisor = Hypervisor { qemu, img, version, sandbox: true };
+            try_one(&hypervisor, Accel::Kvm, limit, dir.path()).await.unwrap()
+        };
+        assert_eq!(
+            pretend("refusing", Duration::from_secs(60)).await.to_string(),
+            "unusable: QEMU exited with status 1: failed to set MSR 0x10a"
+        );
+        let hanging = pretend("hanging", Duration::from_millis(300)).await;
+        assert!(matches!(hanging, Trial::TooSlow { .. }), "{hanging}");
+    }
+}

@@ -1,0 +1,129 @@
+//! The tasks behind a port: one reads QEMU's socket, one writes it; one reads a station.
+
+use super::LONGEST_FRAME;
+use super::port::{Payload, PortCore, forward};
+use super::queue::{Batch, Queue};
+use super::table::{Domain, View};
+use crate::wait::Death;
+use bytes::{Buf, Bytes, BytesMut};
+use std::io;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+
+/// What one `read` may bring: more than the longest frame, or many short ones.
+const READ: usize = 128 * 1024;
+
+/// Frames taken from a station at once.
+const BURST: usize = 256;
+
+/// Takes the port out of its network and says why.
+pub(super) fn unplug(domain: &Domain, port: &Arc<PortCore>, cause: &str) {
+    domain.remove(port);
+    port.close(format!("{} was unplugged from network `{}`: {cause}", port.name, domain.name));
+}
+
+pub(super) async fn read_socket(mut view: View, port: Arc<PortCore>, socket: OwnedReadHalf) {
+    let cause = read_frames(&mut view, &port, socket).await;
+    unplug(&view.domain, &port, &cause);
+}
+
+/// Reads until the socket ends; says why it did.
+async fn read_frames(view: &mut View, port: &Arc<PortCore>, mut socket: OwnedReadHalf) -> String {
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(READ);
+        match socket.read_buf(&mut buffer).await {
+            Ok(0) if buffer.is_empty() => return "its peer closed the connection".into(),
+            Ok(0) => return "its peer closed the connection in the middle of a frame".into(),
+            Ok(_) => {}
+            Err(e) => return format!("cannot read from its socket: {e}"),
+        }
+        let mut rest = &buffer[..];
+        while let Some(head) = rest.first_chunk::<4>() {
+            let length = u32::from_be_bytes(*head) as usize;
+            if length == 0 || length > LONGEST_FRAME {
+                return format!(
+                    "it announced a frame of {length} bytes (1 to {LONGEST_FRAME} are allowed), \
+                     so its stream can no longer be followed"
+                );
+            }
+            let Some(frame) = rest[4..].get(..length) else { break };
+            forward(view, port, Payload::borrowed(frame)).await;
+            rest = &rest[4 + length..];
+        }
+        let done = buffer.len() - rest.len();
+        buffer.advance(done);
+    }
+}
+
+pub(super) async fn write_socket(domain: Arc<Domain>, port: Arc<PortCore>, to: OwnedWriteHalf) {
+    let Some(queue) = port.queue() else { return };
+    if let Err(e) = write_batches(&port, queue, to).await {
+        unplug(&domain, &port, &format!("cannot write to its socket: {e}"));
+    }
+}
+
+async fn write_batches(port: &PortCore, queue: &Queue, mut to: OwnedWriteHalf) -> io::Result<()> {
+    let mut batch = Batch::default();
+    while queue.take(&mut batch).await {
+        let mut rest = &batch.bytes[..];
+        if !port.is_up() {
+            port.dropped(batch.frames);
+            continue;
+        }
+        while !rest.is_empty() {
+            let written = to.write(rest).await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            rest = &rest[written..];
+            queue.wrote();
+        }
+        port.sent(batch.frames, batch.bytes.len() as u64 - 4 * batch.frames);
+    }
+    Ok(())
+}
+
+/// Forwards what a station sends until its port is dropped or its receiver is; what it had sent
+/// before is still delivered.
+pub(super) async fn read_station(
+    mut view: View,
+    port: Arc<PortCore>,
+    mut from: mpsc::Receiver<Bytes>,
+    to: mpsc::Sender<Bytes>,
+    mut death: Death,
+) {
+    let mut frames = Vec::new();
+    loop {
+        let got = tokio::select! {
+            biased;
+            got = from.recv_many(&mut frames, BURST) => got,
+            () = to.closed() => {
+                unplug(&view.domain, &port, "its receiver is gone");
+                0
+            }
+            _ = death.wait() => 0,
+        };
+        if got == 0 {
+            from.close();
+        }
+        for frame in frames.drain(..) {
+            if frame.len() > LONGEST_FRAME {
+                port.dropped(1);
+            } else {
+                forward(&mut view, &port, Payload::shared(&frame)).await;
+            }
+        }
+        // Closed and drained, or all its senders are gone: nothing can come any more.
+        if from.is_closed() && from.is_empty() {
+            break;
+        }
+    }
+    // It may still receive after its last sender went.
+    tokio::select! {
+        () = to.closed() => unplug(&view.domain, &port, "its receiver is gone"),
+        _ = death.wait() => {}
+    }
+}

@@ -1,0 +1,178 @@
+//! The program as a person meets it: help, exit codes, what is on standard output and what is not,
+//! and what a signal leaves behind.
+
+use std::io::Read;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// A home of its own: no test reads or fills the user's store.
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Home {
+        Home(tempfile::tempdir().expect("a temporary folder"))
+    }
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stackproof"));
+        command.args(arguments).current_dir(self.path());
+        for name in ["STACKPROOF_STORE", "STACKPROOF_DEBIAN_MIRROR", "http_proxy", "https_proxy"] {
+            command.env_remove(name);
+        }
+        command.env("XDG_CACHE_HOME", self.path().join("cache"));
+        command
+    }
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the program starts")
+    }
+    /// A source tree with one pinned image that `url` promises.
+    fn root(&self, url: &str) -> String {
+        let root = self.path().join("root");
+        std::fs::create_dir_all(root.join("images")).unwrap();
+        std::fs::create_dir_all(root.join("vmtests/labs")).unwrap();
+        let manifest = format!(
+            "name = \"slow\"\ndescription = \"an image that never comes\"\nuser = \"joe\"\n\
+             format = \"qcow2\"\n[pin]\nurl = \"{url}\"\nsha256 = \"{}\"\n",
+            "0".repeat(64)
+        );
+        std::fs::write(root.join("images/slow.toml"), manifest).unwrap();
+        root.to_string_lossy().into_owned()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn help_goes_to_standard_output_and_lists_verbs_and_exit_codes() {
+    let out = Home::new().run(&["--help"]);
+    assert!(out.status.success());
+    let help = text(&out.stdout);
+    for wanted in ["e2e", "images", "host", "Exit codes:", "130  interrupted", "STACKPROOF_STORE"] {
+        assert!(help.contains(wanted), "no {wanted} in:\n{help}");
+    }
+}
+
+#[test]
+fn a_wrong_option_exits_2_and_suggests_the_right_one() {
+    let out = Home::new().run(&["e2e", "--instance-imag", "x"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("--instance-image"), "{}", text(&out.stderr));
+    assert!(out.stdout.is_empty());
+}
+
+#[test]
+fn a_lab_that_is_not_there_exits_2_and_names_it_and_the_next_step() {
+    let out = Home::new().run(&["e2e", "--lab", "no-such-lab"]);
+    let err = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{err}");
+    assert!(err.contains("no-such-lab") && err.contains("next:"), "{err}");
+}
+
+#[test]
+fn a_lab_with_an_unknown_key_exits_2_with_its_file_and_line_in_text_and_json() {
+    let home = Home::new();
+    std::fs::write(home.path().join("my.toml"), "name = \"x\"\nnodez = 1\n").unwrap();
+    let out = home.run(&["e2e", "--lab", "my.toml", "--json", "out.json"]);
+    let err = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{err}");
+    assert!(err.contains("my.toml:2"), "{err}");
+    let json = std::fs::read(home.path().join("out.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["result"], "error");
+    assert_eq!(json["error"]["kind"], "input");
+    assert!(json["error"]["message"].as_str().unwrap().contains("my.toml:2"), "{json}");
+    assert!(json["checks"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn a_result_that_could_not_be_written_is_refused_before_the_run() {
+    let home = Home::new();
+    let out = home.run(&["e2e", "--json", "."]);
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("cannot be written"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn the_known_images_are_listed_outside_of_a_source_tree_too() {
+    let out = Home::new().run(&["images", "list"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let list = text(&out.stdout);
+    for wanted in ["NAME", "cirros-0.6.3", "cirros-0.6.2", "centos-7", "centos-stream-9"] {
+        assert!(list.contains(wanted), "no {wanted} in:\n{list}");
+    }
+}
+
+#[test]
+fn a_text_page_is_no_image_and_inspect_says_so_with_exit_code_4() {
+    let home = Home::new();
+    std::fs::write(home.path().join("page.img"), "<!DOCTYPE html><html>302 Found</html>").unwrap();
+    let out = home.run(&["images", "inspect", "page.img"]);
+    assert_eq!(out.status.code(), Some(4), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).contains("refused"), "{}", text(&out.stdout));
+}
+
+#[test]
+fn inspect_prints_one_json_object_for_a_good_image() {
+    let image = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/images/qcow2/plain.qcow2");
+    let out = Home::new().run(&["images", "inspect", "--json", image]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["format"], "qcow2");
+    assert_eq!(json["fine"], true);
+}
+
+#[test]
+fn nothing_verified_is_not_called_verified() {
+    let out = Home::new().run(&["images", "verify"]);
+    assert!(text(&out.stdout).contains("nothing was verified"), "{}", text(&out.stdout));
+    let out = Home::new().run(&["images", "verify", "cirros-0.6.3"]);
+    assert_eq!(out.status.code(), Some(4));
+    assert!(text(&out.stderr).contains("stackproof images fetch"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn a_closed_standard_output_is_no_panic() {
+    let home = Home::new();
+    let mut child = home
+        .command(&["images", "list"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(!err.contains("panicked"), "{err}");
+}
+
+/// Both signals, while a server holds a download for ever.
+#[test]
+fn a_signal_in_the_middle_of_a_download_exits_130_and_says_interrupted() {
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+        let home = Home::new();
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let root = home.root(&format!("http://{}/x", server.local_addr().unwrap()));
+        let child = home
+            .command(&["images", "fetch", "slow", "--root", &root])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Connected: the download is on its way. Nothing is ever answered.
+        let connection = server.accept().unwrap();
+        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+        let out = child.wait_with_output().unwrap();
+        drop(connection);
+        let err = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(130), "{err}");
+        assert!(err.contains("interrupted"), "{err}");
+        assert!(!err.contains("panicked"), "{err}");
+    }
+}

@@ -1,0 +1,38 @@
+//! The tests that run against real guests: a harness that speaks the protocol of `cargo test` and
+//! of cargo-nextest, and the list of the tests.
+//!
+//! A test declares what it needs. Its name begins with its size (`micro::` or `node::`), which
+//! follows from the memory it declares: `.config/nextest.toml` makes groups of it. A test whose
+//! needs are not met is listed as ignored, never as passed; `--not-run` says why.
+
+mod registry;
+
+use libtest_mimic::{Arguments, Trial};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let host = registry::Host::look();
+    let tests = registry::all();
+    if std::env::args().any(|arg| arg == "--not-run") {
+        for test in &tests {
+            if let Some(why) = host.lacks(&test.needs) {
+                println!("not run: {}: {why}", test.name());
+            }
+        }
+        return ExitCode::SUCCESS;
+    }
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for test in tests {
+        let lacking = host.lacks(&test.needs);
+        if let Some(why) = &lacking
+            && !arguments.list
+        {
+            eprintln!("not run: {}: {why}", test.name());
+        }
+        let name = test.name();
+        let trial = Trial::test(name, move || (test.run)().map_err(Into::into));
+        trials.push(trial.with_ignored_flag(lacking.is_some()));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,87 @@
+//! Every VM test with what it needs, and whether this host has it.
+
+use std::path::PathBuf;
+
+/// What a test needs besides QEMU.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// The memory of all its guests together, in MiB.
+    pub memory: u64,
+    /// The image `probe-guest`, built.
+    pub probe_guest: bool,
+    /// The image `debian-13-node`, built.
+    pub node_image: bool,
+}
+
+pub struct Test {
+    /// `ROOM::what_holds`.
+    pub path: &'static str,
+    pub needs: Needs,
+    /// Runs it on a thread of its own. An error or a panic fails the test.
+    pub run: fn() -> Result<(), String>,
+}
+
+/// Guests with more memory than this are nodes: few of them fit at once.
+const MICRO: u64 = 1024;
+
+impl Test {
+    pub fn name(&self) -> String {
+        let size = if self.needs.memory <= MICRO { "micro" } else { "node" };
+        format!("{size}::{}", self.path)
+    }
+}
+
+/// The list. A test is a function in a file of its room beside this one.
+pub fn all() -> Vec<Test> {
+    vec![]
+}
+
+/// What this host has.
+pub struct Host {
+    qemu: bool,
+    /// MiB available now; `None` where the kernel does not say.
+    memory: Option<u64>,
+    probe_guest: Option<PathBuf>,
+    node_image: Option<PathBuf>,
+}
+
+impl Host {
+    pub fn look() -> Host {
+        Host {
+            qemu: on_path("qemu-system-x86_64"),
+            memory: available_memory(),
+            probe_guest: None,
+            node_image: None,
+        }
+    }
+
+    /// Why a test with these needs cannot run here, and what to do about it.
+    pub fn lacks(&self, needs: &Needs) -> Option<String> {
+        if !self.qemu {
+            return Some("no qemu-system-x86_64: run `stackproof host setup`".into());
+        }
+        if let Some(memory) = self.memory
+            && memory < needs.memory
+        {
+            return Some(format!("{} MiB of memory needed, {memory} available", needs.memory));
+        }
+        if needs.probe_guest && self.probe_guest.is_none() {
+            return Some("not built: run `stackproof images build probe-guest`".into());
+        }
+        if needs.node_image && self.node_image.is_none() {
+            return Some("not built: run `stackproof images build debian-13-node`".into());
+        }
+        None
+    }
+}
+
+fn on_path(tool: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()))
+}
+
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? / 1024)
+}

@@ -1,7 +1,7 @@
 //! What every node has before any service: names, clock, shell, logins (S1.1, S1.6, S1.8, S1.9,
 //! S2.5), and no service that it does not own.
 
-use super::context::{After, Context, on, resources};
+use super::context::{Follows, Context, on, resources};
 use super::topology::{Host, Role};
 use super::units;
 use crate::engine::plan::Step;
@@ -41,7 +41,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
 fn base(cx: Context, host: &Host) -> Step {
     let mut hosts = Hosts::new();
     for other in &cx.topology.hosts {
-        hosts = hosts.entry(other.address.to_string(), [other.name.clone()]);
+        hosts = hosts.entry(other.address, [other.name.clone()]);
     }
     let login = &cx.topology.login;
     let ssh_dir = format!("/home/{}/.ssh", login.user);
@@ -88,9 +88,9 @@ fn clock(cx: Context, host: &Host) -> Step {
         ],
     );
     if host.has(Role::Controller) {
-        step.after([on("base", host)])
+        step.follows([on("base", host)])
     } else {
         // A client that starts before its server waits a whole polling interval for it.
-        step.after([on("base", host), on("clock", cx.controller())])
+        step.follows([on("base", host), on("clock", cx.controller())])
     }
 }

@@ -100,12 +100,12 @@ pub fn on(what: &str, host: &Host) -> String {
 }
 
 /// Names the steps that must be done before this one.
-pub trait After {
-    fn after(self, steps: impl IntoIterator<Item = String>) -> Self;
+pub trait Follows {
+    fn follows(self, steps: impl IntoIterator<Item = String>) -> Self;
 }
 
-impl After for Step {
-    fn after(mut self, steps: impl IntoIterator<Item = String>) -> Step {
+impl Follows for Step {
+    fn follows(mut self, steps: impl IntoIterator<Item = String>) -> Step {
         self.after.extend(steps);
         self
     }

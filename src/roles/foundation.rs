@@ -1,6 +1,6 @@
 //! The services under the services (S2.2 to S2.6): MariaDB, RabbitMQ, memcached, etcd.
 
-use super::context::{After, Context, on, resources};
+use super::context::{Follows, Context, on, resources};
 use super::topology::Host;
 use crate::engine::plan::Step;
 use crate::engine::resources::{Account, Database, EnvFile, File, RabbitUser, Ready, Unit};
@@ -66,7 +66,7 @@ fn database(cx: Context, host: &Host) -> Step {
             resources.push(Box::new(account));
         }
     }
-    cx.step("database", host, resources).after([on("base", host)])
+    cx.step("database", host, resources).follows([on("base", host)])
 }
 
 /// S2.4.
@@ -98,7 +98,7 @@ fn rabbitmq(cx: Context, host: &Host) -> Step {
             RabbitUser::new("openstack", cx.secrets.rabbit().clone()),
         ],
     )
-    .after([on("base", host)])
+    .follows([on("base", host)])
 }
 
 /// S2.3: loopback and the controller's address.
@@ -118,7 +118,7 @@ fn memcached(cx: Context, host: &Host) -> Step {
             Unit::new("memcached").reads([CONF]).ready(Ready::Port(11211)),
         ],
     )
-    .after([on("base", host)])
+    .follows([on("base", host)])
 }
 
 /// S2.2.
@@ -145,5 +145,5 @@ fn etcd(cx: Context, host: &Host) -> Step {
             Unit::new("etcd").reads([CONF]).ready(Ready::Port(2379)),
         ],
     )
-    .after([on("base", host)])
+    .follows([on("base", host)])
 }

@@ -1,6 +1,6 @@
 //! Images (S4.7): one store, the controller's own disk.
 
-use super::context::{After, Context, keys, on, resources};
+use super::context::{Follows, Context, keys, on, resources};
 use super::resources::{Conf, Heads, Schema};
 use crate::engine::plan::Step;
 use crate::engine::resources::{Ready, Unit};
@@ -32,7 +32,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
         .section("oslo_concurrency", keys!["lock_path" => "/var/lock/glance"])
         .section("oslo_policy", keys!["policy_dirs" => "/etc/glance/policy.d"]);
     vec![
-        cx.step("glance/config", host, resources![conf]).after([on("base", host)]),
+        cx.step("glance/config", host, resources![conf]).follows([on("base", host)]),
         cx.step(
             "glance/schema",
             host,
@@ -45,12 +45,12 @@ pub fn steps(cx: Context) -> Vec<Step> {
                 user: "glance",
             }],
         )
-        .after([on("glance/config", host), on("database", host)]),
+        .follows([on("glance/config", host), on("database", host)]),
         cx.step(
             "glance/service",
             host,
             resources![Unit::new("glance-api").reads([CONF]).ready(Ready::Port(PORT))],
         )
-        .after([on("glance/schema", host), on("keystone/service", host)]),
+        .follows([on("glance/schema", host), on("keystone/service", host)]),
     ]
 }

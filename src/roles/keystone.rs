@@ -1,6 +1,6 @@
 //! Identity (S2.1, S4.4 to S4.6): Fernet tokens, one region, one process.
 
-use super::context::{After, Context, keys, on, resources};
+use super::context::{Follows, Context, keys, on, resources};
 use super::resources::{Bootstrap, Conf, Endpoint, Heads, Identity, Schema, Service, User};
 use super::{glance, neutron, nova, placement, uwsgi};
 use crate::engine::plan::Step;
@@ -42,7 +42,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
         // Key 1 signs; key 0 is the next in line.
         for (number, name) in [("0", format!("{repository}.next")), ("1", repository.to_owned())] {
             config.push(Box::new(
-                File::secret(&format!("{dir}/{number}"), fernet_key(secrets.key(&name)))
+                File::secret(&format!("{dir}/{number}"), fernet_key(secrets.key(&name)).reveal())
                     .owner("keystone", "keystone")
                     .mode(0o600),
             ));
@@ -84,7 +84,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
     };
 
     vec![
-        cx.step("keystone/config", host, config).after([on("base", host)]),
+        cx.step("keystone/config", host, config).follows([on("base", host)]),
         cx.step(
             "keystone/schema",
             host,
@@ -97,7 +97,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
                 user: "keystone",
             }],
         )
-        .after([on("keystone/config", host), on("database", host)]),
+        .follows([on("keystone/config", host), on("database", host)]),
         cx.step(
             "keystone/service",
             host,
@@ -113,7 +113,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
                 identity,
             ],
         )
-        .after([on("keystone/schema", host), on("memcached", host)]),
+        .follows([on("keystone/schema", host), on("memcached", host)]),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Networks (S3.1, S4.8): ML2 with Open vSwitch, VXLAN self-service networks and one flat provider
 //! network on br-ex.
 
-use super::context::{After, Context, keys, on, resources};
+use super::context::{Follows, Context, keys, on, resources};
 use super::resources::{Conf, Heads, Schema};
 use super::topology::{Host, Role};
 use super::{nova, uwsgi};
@@ -111,7 +111,7 @@ fn server(cx: Context) -> Vec<Step> {
                 uwsgi::conf("neutron-api", "/usr/bin/neutron-api", uwsgi::Threads(1)),
             ],
         )
-        .after([on("base", host)]),
+        .follows([on("base", host)]),
         cx.step(
             "neutron/schema",
             host,
@@ -125,7 +125,7 @@ fn server(cx: Context) -> Vec<Step> {
                 user: "neutron",
             }],
         )
-        .after([on("neutron/config", host), on("database", host)]),
+        .follows([on("neutron/config", host), on("database", host)]),
         cx.step(
             "neutron/server",
             host,
@@ -136,7 +136,7 @@ fn server(cx: Context) -> Vec<Step> {
                     .ready(Ready::Port(PORT)),
             ],
         )
-        .after([
+        .follows([
             on("neutron/schema", host),
             on("rabbitmq", host),
             on("keystone/service", host),
@@ -176,8 +176,8 @@ fn switching(cx: Context, host: &Host) -> Vec<Step> {
         ));
     }
     vec![
-        cx.step("neutron/config-agents", host, config).after([on("base", host)]),
-        cx.step("openvswitch", host, switch).after([on("base", host)]),
+        cx.step("neutron/config-agents", host, config).follows([on("base", host)]),
+        cx.step("openvswitch", host, switch).follows([on("base", host)]),
         cx.step("neutron/openvswitch-agent", host, {
             let reads: &[&str] = if host.has(Role::Controller) {
                 &[CONF, ML2_CONF, OVS_CONF]
@@ -186,7 +186,7 @@ fn switching(cx: Context, host: &Host) -> Vec<Step> {
             };
             resources![Unit::new("neutron-openvswitch-agent").reads(reads.iter().copied())]
         })
-        .after([
+        .follows([
             on("neutron/config-agents", host),
             on("openvswitch", host),
             on("neutron/server", cx.controller()),
@@ -214,7 +214,7 @@ fn routing(cx: Context, host: &Host) -> Vec<Step> {
         ),
     ];
     vec![
-        cx.step("neutron/config-routing", host, config).after([on("base", host)]),
+        cx.step("neutron/config-routing", host, config).follows([on("base", host)]),
         cx.step(
             "neutron/routing",
             host,
@@ -224,7 +224,7 @@ fn routing(cx: Context, host: &Host) -> Vec<Step> {
                 Unit::new("neutron-metadata-agent").reads([CONF, METADATA_CONF]),
             ],
         )
-        .after([
+        .follows([
             on("neutron/config-routing", host),
             on("neutron/config-agents", host),
             on("openvswitch", host),

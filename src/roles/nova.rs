@@ -1,7 +1,7 @@
 //! Servers: the API, the scheduler and the conductor on the controller, libvirt on the compute
 //! nodes.
 
-use super::context::{After, Context, Keys, keys, on, resources};
+use super::context::{Follows, Context, Keys, keys, on, resources};
 use super::resources::{Cells, Conf, Heads, HostsMapped, Schema};
 use super::topology::{Host, Role};
 use super::{glance, uwsgi};
@@ -105,7 +105,7 @@ fn controller(cx: Context) -> Vec<Step> {
                 uwsgi::conf("nova-api-metadata", "/usr/bin/nova-metadata-wsgi", uwsgi::Threads(1)),
             ],
         )
-        .after([on("base", host)]),
+        .follows([on("base", host)]),
         cx.step(
             "nova/schema",
             host,
@@ -116,7 +116,7 @@ fn controller(cx: Context) -> Vec<Step> {
                 schema("nova", main_dir, "nova-manage db sync"),
             ],
         )
-        .after([on("nova/config-controller", host), on("database", host)]),
+        .follows([on("nova/config-controller", host), on("database", host)]),
         cx.step(
             "nova/conductor",
             host,
@@ -125,7 +125,7 @@ fn controller(cx: Context) -> Vec<Step> {
                 Unit::new("nova-scheduler").reads([CONF]),
             ],
         )
-        .after([
+        .follows([
             on("nova/schema", host),
             on("rabbitmq", host),
             on("placement/service", host),
@@ -142,7 +142,7 @@ fn controller(cx: Context) -> Vec<Step> {
                     .ready(Ready::Port(METADATA_PORT)),
             ],
         )
-        .after([
+        .follows([
             on("nova/schema", host),
             on("rabbitmq", host),
             on("keystone/service", host),
@@ -183,7 +183,7 @@ fn compute(cx: Context, host: &Host) -> Vec<Step> {
     }
     let controller = cx.controller();
     vec![
-        cx.step("nova/config-compute", host, config).after([on("base", host)]),
+        cx.step("nova/config-compute", host, config).follows([on("base", host)]),
         cx.step(
             "libvirt",
             host,
@@ -193,9 +193,9 @@ fn compute(cx: Context, host: &Host) -> Vec<Step> {
                 Unit::new("libvirtd"),
             ],
         )
-        .after([on("base", host)]),
+        .follows([on("base", host)]),
         cx.step("nova/compute", host, resources![Unit::new("nova-compute").reads([CONF, COMPUTE_CONF])])
-            .after([
+            .follows([
                 on("nova/config-compute", host),
                 on("libvirt", host),
                 // It asks both before it registers.
@@ -212,5 +212,5 @@ fn mapping(cx: Context) -> Step {
         cx.controller(),
         resources![HostsMapped { hosts: hosts.iter().map(|h| h.name.clone()).collect() }],
     )
-    .after(hosts.iter().map(|h| on("nova/compute", h)))
+    .follows(hosts.iter().map(|h| on("nova/compute", h)))
 }

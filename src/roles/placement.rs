@@ -1,6 +1,6 @@
 //! What the compute nodes have and what is taken of it.
 
-use super::context::{After, Context, keys, on, resources};
+use super::context::{Follows, Context, keys, on, resources};
 use super::resources::{Conf, Heads, Schema};
 use super::uwsgi;
 use crate::engine::plan::Step;
@@ -20,7 +20,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
         .section("oslo_policy", keys!["policy_dirs" => "/etc/placement/policy.d"]);
     let server = uwsgi::conf("placement-api", "/usr/bin/placement-api", uwsgi::Threads(4));
     vec![
-        cx.step("placement/config", host, resources![conf, server]).after([on("base", host)]),
+        cx.step("placement/config", host, resources![conf, server]).follows([on("base", host)]),
         cx.step(
             "placement/schema",
             host,
@@ -33,7 +33,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
                 user: "placement",
             }],
         )
-        .after([on("placement/config", host), on("database", host)]),
+        .follows([on("placement/config", host), on("database", host)]),
         cx.step(
             "placement/service",
             host,
@@ -43,6 +43,6 @@ pub fn steps(cx: Context) -> Vec<Step> {
                     .ready(Ready::Port(PORT))
             ],
         )
-        .after([on("placement/schema", host), on("keystone/service", host)]),
+        .follows([on("placement/schema", host), on("keystone/service", host)]),
     ]
 }

@@ -6,6 +6,14 @@
 // whose limit was widened in protected mode ("unreal mode"). The BIOS may narrow it again, so it
 // is widened for each piece.
 
+    // Where the data lies once the BIOS has loaded this sector at 0x7c00.
+    .set DRIVE, 0x7c00 + 280
+    .set PACKET, 0x7c00 + 284
+    .set GDT, 0x7c00 + 304
+    .set GDTR, 0x7c00 + 320
+    .set MESSAGE, 0x7c00 + 328
+    .set TABLE, 0x7c00 + 380
+
     .section .rodata.stackproof_mbr, "a", @progbits
     .globl stackproof_mbr
     .code16
@@ -18,8 +26,8 @@ stackproof_mbr:
     mov ss, ax
     mov sp, 0x7c00
     sti
-    mov byte ptr [0x7c00 + drive - stackproof_mbr], dl
-    mov si, 0x7c00 + table - stackproof_mbr
+    mov byte ptr [DRIVE], dl
+    mov si, offset TABLE
 
 part:                                   // ebx: sector, ecx: sectors left, edi: destination
     mov ebx, dword ptr [si]
@@ -34,12 +42,12 @@ piece:
     cmp eax, ecx
     jbe 1f
     mov eax, ecx
-1:  mov word ptr [0x7c00 + packet + 2 - stackproof_mbr], ax
-    mov dword ptr [0x7c00 + packet + 8 - stackproof_mbr], ebx
+1:  mov word ptr [PACKET + 2], ax
+    mov dword ptr [PACKET + 8], ebx
     pushad
-    mov si, 0x7c00 + packet - stackproof_mbr
+    mov si, offset PACKET
     mov ah, 0x42
-    mov dl, byte ptr [0x7c00 + drive - stackproof_mbr]
+    mov dl, byte ptr [DRIVE]
     int 0x13
     jc failed
     popad
@@ -47,7 +55,7 @@ piece:
     push ecx
     push esi
     cli
-    lgdt [0x7c00 + gdtr - stackproof_mbr]
+    lgdt [GDTR]
     mov edx, cr0
     or dl, 1
     mov cr0, edx
@@ -85,7 +93,7 @@ start:
     .byte 0xea, 0x00, 0x00, 0x20, 0x90  // far jump to 0x9020:0, Linux's setup code
 
 failed:                                 // said on the first serial port, where someone reads
-    mov si, 0x7c00 + message - stackproof_mbr
+    mov si, offset MESSAGE
     mov dx, 0x3f8
 4:  lodsb
     test al, al
@@ -95,29 +103,22 @@ failed:                                 // said on the first serial port, where 
 5:  hlt
     jmp 5b
 
-message:
-    .asciz "probe-guest: the disk cannot be read\r\n"
-drive:
+    .org stackproof_mbr + 280           // DRIVE
     .byte 0
-    .balign 4
-packet:
+    .org stackproof_mbr + 284           // PACKET of the BIOS's extended read
     .byte 16, 0
-    .word 0
+    .word 0                             // sectors
     .word 0, 0x1000                     // offset and segment of the buffer
-    .long 0, 0
-    .balign 8
-gdt:
+    .long 0, 0                          // first sector
+    .org stackproof_mbr + 304           // GDT: nothing, and one flat data segment
     .quad 0
     .byte 0xff, 0xff, 0, 0, 0, 0x92, 0xcf, 0
-gdtr:
+    .org stackproof_mbr + 320           // GDTR
     .word 15
-    .long 0x7c00 + gdt - stackproof_mbr
-
-    .org stackproof_mbr + 380
-table:                                  // filled by the builder; ends with a part of no sectors
+    .long GDT
+    .org stackproof_mbr + 328           // MESSAGE
+    .asciz "probe-guest: the disk cannot be read\r\n"
+    .org stackproof_mbr + 380           // TABLE, filled by the builder; ends with an empty part
     .fill 60, 1, 0
-    .org stackproof_mbr + 440
-    .globl stackproof_mbr_end
-stackproof_mbr_end:
     .code64
     .previous

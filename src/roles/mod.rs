@@ -56,3 +56,58 @@ pub fn packages() -> Vec<&'static str> {
     all.dedup();
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roles::topology::Role;
+
+    #[test]
+    fn the_plan_of_two_nodes_and_of_one_is_in_order() {
+        let secrets = Secrets::generate().unwrap();
+        let two = topology::tests::two_nodes();
+        plan(&two, &secrets).unwrap().validate(&["openstack1", "openstack2"]).unwrap();
+        let mut one = two.clone();
+        one.hosts.truncate(1);
+        one.hosts[0].roles = Role::ALL.to_vec();
+        plan(&one, &secrets).unwrap().validate(&["openstack1"]).unwrap();
+    }
+
+    #[test]
+    fn no_secret_is_shown_by_a_plan_or_stands_in_a_script() {
+        let secrets = Secrets::generate().unwrap();
+        let plan = plan(&topology::tests::two_nodes(), &secrets).unwrap();
+        let shown = format!("{plan:?}");
+        let scripts: String = plan
+            .steps
+            .iter()
+            .flat_map(|s| &s.resources)
+            .map(|r| r.probe().shell + &r.apply("").shell)
+            .collect();
+        assert!(shown.contains("keystone.conf") && scripts.contains("keystone.conf"));
+        for (name, secret) in secrets.iter() {
+            assert!(!shown.contains(secret.reveal()), "{name} in the plan's text");
+            assert!(!scripts.contains(secret.reveal()), "{name} in a script");
+        }
+    }
+
+    #[test]
+    fn a_compute_node_gets_no_database_password() {
+        let secrets = Secrets::generate().unwrap();
+        let plan = plan(&topology::tests::two_nodes(), &secrets).unwrap();
+        let inputs: Vec<u8> = plan
+            .steps
+            .iter()
+            .filter(|s| s.node == "openstack2")
+            .flat_map(|s| &s.resources)
+            .flat_map(|r| r.apply("").inputs)
+            .flat_map(|(_, input)| input.bytes().to_vec())
+            .collect();
+        let text = String::from_utf8_lossy(&inputs);
+        // A live control: what it does need is there.
+        assert!(text.contains(secrets.user("nova").reveal()));
+        for service in ["nova", "neutron", "keystone", "glance", "placement"] {
+            assert!(!text.contains(secrets.database(service).reveal()), "{service}");
+        }
+    }
+}

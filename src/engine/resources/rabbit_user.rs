@@ -40,6 +40,8 @@ const EVAL: &str = r#"evaluate() {
     if r=$(HOME=$ROOT/var/lib/rabbitmq "$e" -sname "$n" -e <"$1" 2>/dev/null); then
       case $r in *stackproof*) echo "$r"; return 0;; esac
     fi
+    # It is there and got no answer: rabbitmqctl would get none either, after half a minute.
+    return 1
   done
   rabbitmqctl -q eval <"$1"
 }

@@ -20,10 +20,14 @@ pub fn steps(cx: Context) -> Vec<Step> {
     vec![database(cx, host), rabbitmq(cx, host), memcached(cx, host), etcd(cx, host)]
 }
 
+fn drop_in(unit: &str) -> String {
+    format!("/etc/systemd/system/{unit}.service.d/stackproof.conf")
+}
+
 /// Services that bind the management address must not start before the node has it.
 fn after_network(unit: &str) -> File {
     File::new(
-        format!("/etc/systemd/system/{unit}.service.d/stackproof.conf"),
+        drop_in(unit),
         "[Unit]\nWants=network-online.target\nAfter=network-online.target\n",
     )
     .mode(0o644)
@@ -52,7 +56,7 @@ fn database(cx: Context, host: &Host) -> Step {
     let mut resources = resources![
         File::new(CONF, conf).mode(0o644).owner("root", "root"),
         after_network("mariadb"),
-        Unit::new("mariadb").reads([CONF]).ready(Ready::Port(3306)),
+        Unit::new("mariadb").reads([CONF, &drop_in("mariadb")]).ready(Ready::Port(3306)),
     ];
     for (service, databases) in DATABASES {
         for name in *databases {
@@ -94,7 +98,7 @@ fn rabbitmq(cx: Context, host: &Host) -> Step {
             File::new(ENV, ENV_TEXT).mode(0o644).owner("root", "root"),
             epmd,
             after_network("rabbitmq-server"),
-            Unit::new("rabbitmq-server").reads([CONF, ENV]).ready(Ready::Port(5672)),
+            Unit::new("rabbitmq-server").reads([CONF, ENV, &drop_in("rabbitmq-server")]).ready(Ready::Port(5672)),
             RabbitUser::new("openstack", cx.secrets.rabbit().clone()),
         ],
     )
@@ -115,7 +119,7 @@ fn memcached(cx: Context, host: &Host) -> Step {
         resources![
             File::new(CONF, conf).mode(0o644).owner("root", "root"),
             after_network("memcached"),
-            Unit::new("memcached").reads([CONF]).ready(Ready::Port(11211)),
+            Unit::new("memcached").reads([CONF, &drop_in("memcached")]).ready(Ready::Port(11211)),
         ],
     )
     .follows([on("base", host)])
@@ -142,7 +146,7 @@ fn etcd(cx: Context, host: &Host) -> Step {
         resources![
             conf,
             after_network("etcd"),
-            Unit::new("etcd").reads([CONF]).ready(Ready::Port(2379)),
+            Unit::new("etcd").reads([CONF, &drop_in("etcd")]).ready(Ready::Port(2379)),
         ],
     )
     .follows([on("base", host)])

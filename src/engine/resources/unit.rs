@@ -253,10 +253,10 @@ impl Unit {
             say("no such unit".into());
             work.reload = true;
         }
+        // No difference by itself: enabling any unit sets it on all of them. A drop-in that is
+        // declared stands in `reads`, and its change is seen there.
         if get("NeedDaemonReload") == "yes" {
-            say("its unit file changed on disk".into());
             work.reload = true;
-            work.restart = true;
         }
         let at_boot = get("enabled");
         if at_boot == "masked" && (self.running == Some(true) || self.enabled == Some(true)) {

@@ -63,12 +63,16 @@ async fn a_unit_restarts_once_when_a_file_it_reads_changed_after_its_start() {
 }
 
 #[tokio::test]
-async fn a_changed_unit_file_is_reloaded_and_the_unit_restarted() {
+async fn a_changed_drop_in_is_reloaded_and_the_unit_restarted() {
     let root = node();
-    let unit = Unit::new("a");
+    let unit = Unit::new("a").reads(["/etc/systemd/system/a.service.d/x.conf"]);
+    root.put("/etc/systemd/system/a.service.d/x.conf", "[Unit]\n");
     root.converges(&unit).await;
     root.put("/state/stale", "");
-    assert_eq!(root.converges(&unit).await, ["its unit file changed on disk"]);
+    // Any unit's enabling says so of all: no difference by itself.
+    root.is_same(&unit).await;
+    root.put("/etc/systemd/system/a.service.d/x.conf", "[Unit]\nAfter=b.service\n");
+    root.converges(&unit).await;
     assert_eq!(verbs(&root)[2..], ["daemon-reload", "restart a.service"]);
 }
 

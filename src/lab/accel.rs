@@ -30,8 +30,9 @@ impl fmt::Display for Accel {
     }
 }
 
-/// What the probe takes under KVM on the reference machine. Everything is compared with it: TCG
-/// on the machine where shell loops ran 7 and whole boots 10 times slower took 0.36 s.
+/// What the probe is taken to need on the reference machine. Not measured on one: set so that the
+/// idle 2-core machine whose TCG needs 0.36 s, and whose shell loops run 7 times slower in a guest,
+/// gets a factor of 10.
 const REFERENCE: Duration = Duration::from_millis(36);
 
 /// TCG always works, if slowly; this is for a host that hangs.

@@ -20,6 +20,9 @@ const KEPT: usize = 1000;
 /// A line without an end is cut here (bytes).
 const LONGEST: usize = 8192;
 
+/// An unfinished line is shown to waiters when nothing came for so long.
+const QUIET: Duration = Duration::from_millis(200);
+
 /// What a lost guest says, and what that means. Nothing good follows any of them.
 const TROUBLE: &[(&str, &str)] = &[
     ("Kernel panic - not syncing", "its kernel panicked"),
@@ -84,9 +87,9 @@ impl Console {
         on_trouble: impl FnOnce(String) + Send + 'static,
     ) -> Result<Console> {
         let mut options = std::fs::OpenOptions::new();
-        let file = options.append(true).create(true).mode(0o600).open(path).map_err(|e| {
-            Error::host("cannot write the console's file").at(path, None).because(e)
-        })?;
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(
+            |e| Error::host("cannot write the console's file").at(path, None).because(e),
+        )?;
         let console = Console(Arc::new(Shared { path: path.to_owned(), state: Mutex::default() }));
         let shared = Arc::clone(&console.0);
         let on_trouble: Box<dyn FnOnce(String) + Send> = Box::new(on_trouble);
@@ -199,8 +202,19 @@ struct Capture {
 impl Capture {
     async fn run(mut self, mut stream: impl AsyncRead + Unpin) {
         let mut chunk = vec![0u8; 4096];
-        // An error ends the stream as its end does: QEMU's death is told by its supervisor.
-        while let Ok(n @ 1..) = stream.read(&mut chunk).await {
+        loop {
+            let read = stream.read(&mut chunk);
+            // A line is mostly finished by the next read; one that is not, after a while, is a
+            // prompt.
+            let read = match tokio::time::timeout(QUIET, read).await {
+                Ok(read) => read,
+                Err(_) => {
+                    self.show_partial();
+                    stream.read(&mut chunk).await
+                }
+            };
+            // An error ends the stream as its end does: QEMU's death is told by its supervisor.
+            let Ok(n @ 1..) = read else { break };
             for &byte in &chunk[..n] {
                 match byte {
                     b'\n' | b'\r' => self.end_line(),
@@ -210,7 +224,6 @@ impl Capture {
                     self.end_line();
                 }
             }
-            self.show_partial();
         }
         self.end_line();
         // Nobody will be told anything any more.
@@ -251,6 +264,9 @@ impl Capture {
 
     /// A prompt has no line end, and somebody may wait for it.
     fn show_partial(&mut self) {
+        if self.raw.is_empty() {
+            return;
+        }
         let text = self.redactor.clean(&plain(&self.raw));
         let mut state = self.shared.state();
         let line = Line { number: state.next, at: self.start.elapsed(), text };

@@ -118,12 +118,13 @@ impl Machine {
         }
         for (i, disk) in self.disks.iter().enumerate() {
             args.json("-blockdev", blockdev(i, disk));
-            // The order of the disks at boot: SeaBIOS takes the lowest.
-            args.json(
-                "-device",
-                json!({"driver": "virtio-blk-pci", "id": format!("disk{i}-dev"),
-                       "drive": format!("disk{i}"), "bootindex": i}),
-            );
+            let mut device = json!({"driver": "virtio-blk-pci", "id": format!("disk{i}-dev"),
+                "drive": format!("disk{i}")});
+            // A kernel loaded by QEMU takes the first place for itself.
+            if let Boot::Disk = self.boot {
+                device["bootindex"] = json!(i);
+            }
+            args.json("-device", device);
         }
         for (i, nic) in self.nics.iter().enumerate() {
             args.json(
@@ -218,3 +219,6 @@ impl Args {
         self.opt(option, value.to_string());
     }
 }
+
+#[cfg(test)]
+mod tests;

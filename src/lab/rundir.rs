@@ -39,7 +39,7 @@ impl RunDir {
             .doing(Kind::Host, doing)?;
         let mut owner = private_file(&made.path().join(OWNER)).doing(Kind::Host, doing)?;
         flock(&owner, FlockOperation::NonBlockingLockExclusive).doing(Kind::Host, doing)?;
-        write!(owner, "{MAGIC}{}\n", std::process::id()).doing(Kind::Host, doing)?;
+        writeln!(owner, "{MAGIC}{}", std::process::id()).doing(Kind::Host, doing)?;
         let path = std::path::absolute(made.path()).doing(Kind::Host, doing)?;
         let _ = made.keep();
         Ok(RunDir { path, _owner: owner, keep: false })
@@ -198,7 +198,7 @@ mod tests {
         std::fs::create_dir(&other).unwrap();
         std::os::unix::fs::symlink(&other, root.join("run-link")).unwrap();
 
-        assert_eq!(sweep(root).unwrap(), [dead.clone()]);
+        assert_eq!(sweep(root).unwrap(), std::slice::from_ref(&dead));
         assert!(!dead.exists());
         for stays in [alive.path(), &kept, &foreign, &unowned, &other, &root.join("run-link")] {
             assert!(stays.exists(), "{}", stays.display());

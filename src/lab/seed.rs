@@ -56,9 +56,8 @@ impl Seed<'_> {
                 "lock_passwd": true,
                 "ssh_authorized_keys": [self.login_key.public_line()],
             }],
-            // Ours alone: the client pins it.
+            // Ours alone: the client pins it. Where keys are given, cloud-init makes none.
             "ssh_deletekeys": true,
-            "ssh_genkeytypes": [],
             "ssh_keys": {
                 "ed25519_private": self.host_key.private_pem().reveal(),
                 "ed25519_public": self.host_key.public_line(),

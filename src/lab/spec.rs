@@ -266,7 +266,8 @@ fn node(
     }
     let wanted = "a size with its unit, such as 512MiB or 6GiB";
     let memory: At<Bytes> = table.parsed("memory", wanted, "\"6GiB\"")?;
-    if memory.value.0 < 16 * MIB || memory.value.0 % MIB != 0 || memory.value.0 > 4096 * GIB {
+    let memory_range = 16 * MIB..=4096 * GIB;
+    if !memory_range.contains(&memory.value.0) || !memory.value.0.is_multiple_of(MIB) {
         return Err(table
             .bad(memory.line, format!("node {name} cannot have {} of memory", memory.value))
             .hint("use whole MiB, from 16MiB to 4TiB; a full node needs about 6GiB"));
@@ -274,7 +275,9 @@ fn node(
     let cpus = table.number("cpus", 1..=64, "2")?.value;
     let disk: Option<At<Bytes>> = table.opt_parsed("disk", wanted)?;
     if let Some(disk) = disk
-        && (disk.value.0 < MIB || disk.value.0 % 512 != 0 || disk.value.0 > 64 * 1024 * GIB)
+        && (disk.value.0 < MIB
+            || !disk.value.0.is_multiple_of(512)
+            || disk.value.0 > 64 * 1024 * GIB)
     {
         return Err(table
             .bad(disk.line, format!("node {name} cannot have a disk of {}", disk.value))

@@ -301,7 +301,12 @@ fn listen(dir: &Path, name: &str) -> std::io::Result<UnixListener> {
 }
 
 fn private_log(path: &Path) -> std::io::Result<File> {
-    std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    // Emptied: an earlier run's words would be taken for this one's. Opened to append: the two
+    // streams of one process share it.
+    let mut options = std::fs::OpenOptions::new();
+    let log = options.append(true).create(true).mode(0o600).open(path)?;
+    log.set_len(0)?;
+    Ok(log)
 }
 
 /// Plugs every connection that QEMU makes for one NIC; the last one counts.

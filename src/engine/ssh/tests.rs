@@ -77,9 +77,7 @@ async fn serve(command: String, channel: Channel<server::Msg>) {
         while let Some(message) = from.wait().await {
             match message {
                 ChannelMsg::Data { data } => {
-                    if stdin.write_all(&data).await.is_err() {
-                        break;
-                    }
+                    let Ok(()) = stdin.write_all(&data).await else { break };
                 }
                 ChannelMsg::Eof | ChannelMsg::Close => break,
                 _ => {}

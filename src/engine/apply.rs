@@ -443,9 +443,12 @@ impl Run {
     fn new(engine: Engine, plan: Arc<Plan>, order: Order, sights: Vec<Vec<Sight>>) -> Run {
         let slots = engine.nodes.iter().map(|_| Arc::new(Semaphore::new(engine.per_node)));
         let changes = engine.nodes.iter().map(|_| Arc::default());
-        let mut report = Report::default();
-        report.unchanged = sights.iter().flatten().filter(|sight| sight.verdict.is_same()).count();
-        report.steps = plan.steps.iter().map(|s| step_report(s, Duration::ZERO, 0)).collect();
+        let same = sights.iter().flatten().filter(|sight| sight.verdict.is_same());
+        let report = Report {
+            unchanged: same.count(),
+            steps: plan.steps.iter().map(|s| step_report(s, Duration::ZERO, 0)).collect(),
+            ..Report::default()
+        };
         Run {
             state: vec![State::Waiting; plan.steps.len()],
             slots: slots.collect(),

@@ -7,7 +7,7 @@ use crate::secret::Secret;
 use bytes::Bytes;
 use russh::client::{self, DisconnectReason, Handle, Msg};
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey};
-use russh::{Channel, ChannelMsg, Disconnect, Preferred};
+use russh::{Channel, ChannelMsg, ChannelWriteHalf, Disconnect, Preferred};
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -286,12 +286,16 @@ impl Client {
         let gone = || lost(format!("running a command over SSH: {}", self.shared.ended()));
         channel.exec(true, command).await.map_err(|_| gone())?;
         let (mut from, to) = channel.split();
+        let mut to = Hangup(Some(to));
+        let writer = to.0.as_ref();
         let feed = async {
             // Whether the command takes all of its input is its own affair.
-            if !stdin.is_empty() {
-                let _ = to.data_bytes(stdin).await;
+            if let Some(to) = writer {
+                if !stdin.is_empty() {
+                    let _ = to.data_bytes(stdin).await;
+                }
+                let _ = to.eof().await;
             }
-            let _ = to.eof().await;
             std::future::pending::<()>().await
         };
         let mut out = Output::default();
@@ -325,6 +329,8 @@ impl Client {
             status = read => status?,
             () = feed => unreachable!("feeding never resolves"),
         };
+        // Ended by the server: there is nothing to hang up.
+        to.0 = None;
         out.status = status;
         Ok(out)
     }
@@ -332,6 +338,21 @@ impl Client {
     /// Says goodbye to the server.
     pub async fn close(&self) {
         let _ = self.handle.disconnect(Disconnect::ByApplication, "", "en").await;
+    }
+}
+
+/// Closes a channel whose command is no longer waited for, so that its next output ends it.
+struct Hangup(Option<ChannelWriteHalf<Msg>>);
+
+impl Drop for Hangup {
+    fn drop(&mut self) {
+        if let Some(to) = self.0.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move {
+                let _ = to.close().await;
+            });
+        }
     }
 }
 

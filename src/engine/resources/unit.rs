@@ -92,7 +92,7 @@ pub(super) fn with_suffix(name: &str) -> String {
 static UNITS: SharedProbe = SharedProbe { name: "units", script, split };
 
 /// A subject: unit, readiness and files read, separated by tabs.
-fn parts<'a>(subject: &'a str) -> (&'a str, &'a str, impl Iterator<Item = &'a str>) {
+fn parts(subject: &str) -> (&str, &str, impl Iterator<Item = &str>) {
     let mut fields = subject.split('\t');
     let unit = fields.next().unwrap_or_default();
     (unit, fields.next().unwrap_or_default(), fields)

@@ -172,7 +172,7 @@ impl Manifest {
             )
             .hint("name the file after the image: this is what keeps names unique"));
         }
-        if !is_name(stem) {
+        if !is_name(stem) || stem.contains('_') {
             return Err(wrong(
                 &raw.name.span(),
                 format!("`{stem}` is no image name: lower-case letters, digits, `.` and `-` are"),
@@ -481,6 +481,15 @@ sha256 = "E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855"
             assert_eq!(e.file().unwrap().1, Some(line), "{e}");
             assert!(e.message().contains(says), "{e}");
             assert_eq!(e.kind(), ErrorKind::Input);
+        }
+    }
+
+    #[test]
+    fn names_that_the_store_could_not_carry_are_refused() {
+        for name in ["Tiny", "ti_ny", "-tiny", "ti ny"] {
+            let text = GOOD.replace("\"tiny\"", &format!("{name:?}"));
+            let e = Manifest::parse(Path::new(&format!("images/{name}.toml")), text).unwrap_err();
+            assert!(e.message().contains("no image name"), "{e}");
         }
     }
 

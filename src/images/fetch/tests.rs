@@ -158,19 +158,19 @@ async fn a_broken_connection_is_taken_up_where_it_broke() {
 }
 
 /// Fetches until the connection is cut, then again with `later` as the server's answer to every
-/// further request; returns those requests and the outcome.
+/// further request.
 async fn taken_up_later(
     content: Vec<u8>,
     first: impl Fn(&Request) -> Reply + Send + Sync + 'static,
     later: impl Fn(&Request) -> Reply + Send + Sync + 'static,
-) -> (Vec<Request>, Result<Vec<u8>>) {
+) -> Later {
     let (server, url) = serve(move |r, before| match before {
         0 => first(r).cut_at(100_000),
         // The take-up within the same run fails, and the partial file stays for the next.
         1 => Reply::new(503, "busy"),
         _ => later(r),
     });
-    let b = Bench::new(&content, &[url]);
+    let mut b = Bench::new(&content, &[url]);
     says(&b.fetch().await.unwrap_err(), "503");
     b.nothing_landed();
     let out = b.fetch().await;
@@ -178,45 +178,59 @@ async fn taken_up_later(
     if out.is_err() {
         b.nothing_landed();
     }
-    (server.requests().split_off(2), out)
+    let mut mixed = false;
+    while let Ok(e) = b.events.try_recv() {
+        mixed |= matches!(e.event, Event::Note { text, .. } if text.contains("wrong digest"));
+    }
+    Later { requests: server.requests().split_off(2), out, mixed }
+}
+
+struct Later {
+    requests: Vec<Request>,
+    out: Result<Vec<u8>>,
+    /// Whether the digest was what found out that two files had been mixed.
+    mixed: bool,
 }
 
 #[tokio::test]
 async fn a_later_process_takes_up_what_an_earlier_one_left() {
     let good = |r: &Request| Reply::file(r, &image(0), "\"a\"");
-    let (requests, out) = taken_up_later(image(0), good, good).await;
+    let Later { requests, out, mixed } = taken_up_later(image(0), good, good).await;
     assert_eq!(out.unwrap(), image(0));
+    assert!(!mixed);
     assert_eq!((requests.len(), requests[0].range()), (1, Some(100_000)));
 }
 
 #[tokio::test]
 async fn a_server_that_ignores_ranges_does_not_corrupt_the_file() {
-    let (requests, out) = taken_up_later(
+    let Later { requests, out, mixed } = taken_up_later(
         image(0),
         |r| Reply::file(r, &image(0), "\"a\""),
         |_| Reply::new(200, image(0)).header("ETag", "\"a\""),
     )
     .await;
     assert_eq!(out.unwrap(), image(0));
+    assert!(!mixed);
     assert_eq!((requests.len(), requests[0].range()), (1, Some(100_000)));
 }
 
 #[tokio::test]
 async fn a_file_that_was_replaced_meanwhile_is_fetched_from_its_start() {
     // The pin is of the new file; the part that is here, of the old.
-    let (requests, out) = taken_up_later(
+    let Later { requests, out, mixed } = taken_up_later(
         image(1),
         |r| Reply::file(r, &image(0), "\"old\""),
         |r| Reply::file(r, &image(1), "\"new\""),
     )
     .await;
     assert_eq!(out.unwrap(), image(1));
+    assert!(!mixed);
     assert_eq!(requests[0].header("if-range"), Some("\"old\""));
 }
 
 #[tokio::test]
 async fn a_server_that_ignores_if_range_is_found_out_by_its_etag() {
-    let (requests, out) = taken_up_later(
+    let Later { requests, out, mixed } = taken_up_later(
         image(1),
         |r| Reply::file(r, &image(0), "\"old\""),
         |r| match r.range() {
@@ -226,12 +240,13 @@ async fn a_server_that_ignores_if_range_is_found_out_by_its_etag() {
     )
     .await;
     assert_eq!(out.unwrap(), image(1));
+    assert!(!mixed);
     assert_eq!((requests.len(), requests[1].range()), (2, None));
 }
 
 #[tokio::test]
 async fn a_mixture_that_no_header_betrays_is_found_out_by_its_digest_and_fetched_whole() {
-    let (requests, out) = taken_up_later(
+    let Later { requests, out, mixed } = taken_up_later(
         image(1),
         |_| Reply::new(200, image(0)).header("Last-Modified", "Sat, 01 Aug 2026 00:00:00 GMT"),
         |r| match r.range() {
@@ -241,13 +256,14 @@ async fn a_mixture_that_no_header_betrays_is_found_out_by_its_digest_and_fetched
     )
     .await;
     assert_eq!(out.unwrap(), image(1));
+    assert!(mixed);
     assert_eq!(requests[0].header("if-range"), Some("Sat, 01 Aug 2026 00:00:00 GMT"));
     assert_eq!((requests.len(), requests[1].range()), (2, None));
 }
 
 #[tokio::test]
 async fn another_part_than_was_asked_for_is_not_appended() {
-    let (requests, out) = taken_up_later(
+    let Later { requests, out, mixed } = taken_up_later(
         image(0),
         |r| Reply::file(r, &image(0), "\"a\""),
         |r| match r.range() {
@@ -257,20 +273,22 @@ async fn another_part_than_was_asked_for_is_not_appended() {
     )
     .await;
     assert_eq!(out.unwrap(), image(0));
+    assert!(!mixed);
     assert_eq!((requests.len(), requests[1].range()), (2, None));
 }
 
 #[tokio::test]
 async fn without_a_strong_validator_nothing_is_taken_up() {
     let weak = |r: &Request| Reply::file(r, &image(0), "W/\"a\"");
-    let (requests, out) = taken_up_later(image(0), weak, weak).await;
+    let Later { requests, out, mixed } = taken_up_later(image(0), weak, weak).await;
     assert_eq!(out.unwrap(), image(0));
+    assert!(!mixed);
     assert_eq!((requests.len(), requests[0].range()), (1, None));
 }
 
 #[tokio::test]
 async fn a_range_that_cannot_be_satisfied_starts_over() {
-    let (requests, out) = taken_up_later(
+    let Later { requests, out, mixed } = taken_up_later(
         image(0),
         |r| Reply::file(r, &image(0), "\"a\""),
         |r| match r.range() {
@@ -280,6 +298,7 @@ async fn a_range_that_cannot_be_satisfied_starts_over() {
     )
     .await;
     assert_eq!(out.unwrap(), image(0));
+    assert!(!mixed);
     assert_eq!(requests.len(), 2);
 }
 
@@ -544,6 +563,16 @@ async fn a_dropped_fetch_ends_at_once_and_keeps_what_came() {
     // The lock is free once the thread has ended, which this waits for.
     assert_eq!(std::fs::read(b.fetch().await.unwrap()).unwrap(), image(0));
     assert_eq!(server.requests()[1].range(), Some(100_000));
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_no_tls_is_an_error_of_its_address() {
+    let (server, url) = serve(|r, _| Reply::file(r, &image(0), "\"a\""));
+    let b = Bench::new(&image(0), &[url.replace("http://", "https://")]);
+    let e = b.fetch().await.unwrap_err();
+    assert_eq!(e.kind(), Kind::Image, "{e}");
+    assert!(server.requests().iter().all(|r| !r.path.starts_with("/d/")));
+    b.nothing_is_left();
 }
 
 #[tokio::test]

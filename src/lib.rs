@@ -5,6 +5,7 @@
 //!
 //! * [`error`], [`event`], [`secret`], [`wait`]: the ground. What can go wrong, what happens, what
 //!   must never be shown, and how everything that takes time is waited for.
+//! * [`host`]: what the host has (tools, memory, devices, mirrors) and how to get what it lacks.
 //! * [`images`]: manifests, the content-addressed store, downloads, inspection, recipes.
 //! * [`lab`]: virtual machines and the network between them. Knows no OpenStack and no engine.
 //! * [`engine`]: typed resources, observed and changed over SSH. Knows no OpenStack.
@@ -19,6 +20,7 @@ pub mod diagnose;
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod host;
 pub mod images;
 pub mod lab;
 pub mod roles;

@@ -4,6 +4,7 @@
 //! Nothing enters without its digest, and nothing that entered is opened by QEMU before its header
 //! has been read here and found harmless.
 
+pub mod build;
 pub mod digest;
 pub mod fetch;
 pub mod inspect;

@@ -1,0 +1,162 @@
+//! apt with a world of its own: no file of the host's apt is read or written, no root is needed.
+//! Packages are verified by Debian's keyring, as ever.
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::host::Mirrors;
+use crate::host::tool::Tool;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where the package debian-archive-keyring puts Debian's keys.
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// The sources of a release, in deb822: its archive and, where the host has them, its updates.
+pub fn sources(mirrors: &Mirrors, suite: &str) -> String {
+    let stanza = |uri: &str, suites: &str| {
+        format!(
+            "Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {KEYRING}\n"
+        )
+    };
+    let mut text = stanza(&mirrors.archive, &format!("{suite} {suite}-updates"));
+    if let Some(security) = &mirrors.security {
+        text.push('\n');
+        text.push_str(&stanza(security, &format!("{suite}-security")));
+    }
+    text
+}
+
+/// A folder with apt's lists, cache and configuration, for one release and architecture.
+#[derive(Debug)]
+pub struct Apt {
+    root: PathBuf,
+    log: PathBuf,
+}
+
+impl Apt {
+    /// Makes the world in `root` (which must be there) and reads the lists of packages.
+    pub async fn open(
+        root: &Path,
+        mirrors: &Mirrors,
+        suite: &str,
+        architecture: &str,
+        log: &Path,
+    ) -> Result<Apt> {
+        let apt = Apt { root: root.to_owned(), log: log.to_owned() };
+        apt.write_config(mirrors, suite, architecture)
+            .doing(Kind::Host, || "apt's folder cannot be written".into())
+            .map_err(|e| e.at(root, None))?;
+        apt.tool("apt-get").args(["-q", "update"]).run(|_| {}).await.map_err(|e| {
+            Error::image(format!("the lists of {suite} cannot be read from {}", mirrors.archive))
+                .because(e.to_string())
+                .evidence(e.evidence_lines().to_vec())
+                .hint("is the mirror up? another can be given with --debian-mirror")
+        })?;
+        Ok(apt)
+    }
+
+    fn write_config(&self, mirrors: &Mirrors, suite: &str, arch: &str) -> std::io::Result<()> {
+        let at = |sub: &str| self.root.join(sub);
+        for sub in ["lists/partial", "cache/archives/partial", "sources"] {
+            fs::create_dir_all(at(sub))?;
+        }
+        fs::write(at("sources/debian.sources"), sources(mirrors, suite))?;
+        fs::write(at("status"), "")?;
+        let root = self.root.display();
+        fs::write(
+            at("apt.conf"),
+            format!(
+                r#"Dir::Etc::main "/dev/null";
+Dir::Etc::parts "/dev/null";
+Dir::Etc::SourceList "/dev/null";
+Dir::Etc::SourceParts "{root}/sources";
+Dir::Etc::Preferences "/dev/null";
+Dir::Etc::PreferencesParts "/dev/null";
+Dir::State "{root}";
+Dir::State::Lists "{root}/lists";
+Dir::State::status "{root}/status";
+Dir::Cache "{root}/cache";
+Dir::Log "{root}";
+APT::Architecture "{arch}";
+APT::Architectures {{ "{arch}"; }};
+APT::Install-Recommends "false";
+APT::Sandbox::User "";
+Acquire::Languages "none";
+Acquire::Retries "3";
+"#
+            ),
+        )
+    }
+
+    fn tool(&self, program: &str) -> Tool {
+        Tool::new(program).env("APT_CONFIG", self.root.join("apt.conf")).log(&self.log)
+    }
+
+    /// What `package` depends on directly, by name.
+    pub async fn depends(&self, package: &str) -> Result<Vec<String>> {
+        let text =
+            self.tool("apt-cache").args(["depends", "--important", package]).output().await?;
+        Ok(parse_depends(&text))
+    }
+
+    /// Downloads these packages alone, into the cache.
+    pub async fn download(&self, packages: &[String]) -> Result<()> {
+        let archives = self.root.join("cache/archives");
+        self.tool("apt-get").dir(archives).args(["-q", "download"]).args(packages).run(|_| {}).await
+    }
+
+    /// Downloads these packages and all that they need, into the cache.
+    pub async fn download_with_dependencies(&self, packages: &[String]) -> Result<()> {
+        let get = self.tool("apt-get").args(["-q", "-y", "--download-only", "install"]);
+        get.args(packages).run(|_| {}).await
+    }
+
+    /// Every package in the cache, unpacked over each other into `dir`. Nothing of them is run.
+    pub async fn unpack(&self, dir: &Path) -> Result<()> {
+        let list = || -> std::io::Result<Vec<PathBuf>> {
+            fs::create_dir_all(dir)?;
+            let all = fs::read_dir(self.root.join("cache/archives"))?.flatten().map(|e| e.path());
+            let mut all: Vec<_> =
+                all.filter(|p| p.extension().is_some_and(|e| e == "deb")).collect();
+            all.sort();
+            Ok(all)
+        };
+        for package in list().doing(Kind::Host, || "unpacking packages".into())? {
+            let unpack = Tool::new("dpkg-deb").log(&self.log).arg("-x");
+            unpack.arg(package).arg(dir).run(|_| {}).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Of `apt-cache depends`: `  Depends: name`, with `|` before alternatives and `<name>` for what
+/// only others provide.
+fn parse_depends(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|l| l.trim().strip_prefix("Depends: "))
+        .filter(|name| !name.starts_with('<'))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_have_security_where_the_host_has_it() {
+        let mut mirrors = Mirrors::given("http://mirror.example.org/debian/");
+        assert_eq!(sources(&mirrors, "trixie").matches("Types:").count(), 1);
+        mirrors.security = Some("http://mirror.example.org/debian-security".into());
+        let text = sources(&mirrors, "trixie");
+        let read = crate::host::apt_config::parse_deb822(&text);
+        assert_eq!(read[0].suites, ["trixie", "trixie-updates"]);
+        assert_eq!(read[1].suites, ["trixie-security"]);
+        assert_eq!(Mirrors::among(&read), Some(mirrors));
+    }
+
+    #[test]
+    fn dependencies_are_read_by_name() {
+        let text = "linux-image-cloud-amd64\n  Depends: linux-image-6.12.1-cloud-amd64\n |Depends: a\n  Depends: <virtual>\n    real\n  Recommends: b\n";
+        assert_eq!(parse_depends(text), ["linux-image-6.12.1-cloud-amd64"]);
+    }
+}

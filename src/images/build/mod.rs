@@ -1,0 +1,228 @@
+//! Images that are built here, from recipes: `images/NAME.toml` with a table `[recipe]`, and the
+//! files in `images/NAME/`.
+//!
+//! What is built is keyed by all that makes it: the recipe, its files, the packages asked for, and
+//! the builder's own source. The mirror is not part of it: every mirror has the same packages.
+
+mod apt;
+mod cpio;
+mod debian_node;
+mod elf;
+mod linux;
+mod probe_guest;
+
+use super::digest::{Algorithm, Hasher};
+use super::manifest::Manifest;
+use super::store::{self, Store};
+use crate::error::{Context, Error, Kind, Result};
+use crate::event::{Event, Unit};
+use crate::host::Mirrors;
+use crate::host::tool::Tool;
+use crate::wait::Patience;
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Builds images into a store.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    pub store: Store,
+    /// From where packages come. None where the host is no Debian and no mirror was given.
+    pub mirrors: Option<Mirrors>,
+    /// A folder for the logs of builds, one file an image; it is made when needed.
+    pub logs: PathBuf,
+    pub patience: Patience,
+}
+
+/// A built image: a folder of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Built {
+    pub key: String,
+    pub dir: PathBuf,
+}
+
+impl Built {
+    pub fn disk(&self) -> PathBuf {
+        self.dir.join("disk.qcow2")
+    }
+    /// The kernel of the image, to be booted directly.
+    pub fn kernel(&self) -> PathBuf {
+        self.dir.join("vmlinuz")
+    }
+    pub fn initrd(&self) -> PathBuf {
+        self.dir.join("initrd")
+    }
+    /// The command line with which that kernel boots from this image fastest.
+    pub fn cmdline(&self) -> Result<String> {
+        let path = self.dir.join("cmdline");
+        fs::read_to_string(&path)
+            .map(|text| text.trim().to_owned())
+            .doing(Kind::Image, || "the image's kernel command line cannot be read".into())
+            .map_err(|e| e.at(&path, None))
+    }
+}
+
+/// `[recipe]`, told apart by its key `builder`.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "builder", rename_all = "kebab-case")]
+enum Recipe {
+    ProbeGuest(probe_guest::Recipe),
+    DebianNode(debian_node::Recipe),
+}
+
+impl Recipe {
+    /// The source that builds it: a changed builder is another image.
+    fn sources(&self) -> &'static [&'static str] {
+        match self {
+            Recipe::ProbeGuest(_) => &[
+                include_str!("probe_guest.rs"),
+                include_str!("linux.rs"),
+                include_str!("mbr.S"),
+                include_str!("cpio.rs"),
+            ],
+            Recipe::DebianNode(_) => &[include_str!("debian_node.rs")],
+        }
+    }
+}
+
+/// One build that is under way.
+struct Job<'a> {
+    name: String,
+    builder: &'a Builder,
+    log: PathBuf,
+}
+
+impl Builder {
+    /// The key under which the image of this recipe is kept, with `packages` beside its own.
+    pub fn key(&self, manifest: &Manifest, packages: &[String]) -> Result<String> {
+        let recipe: Recipe = manifest.recipe()?;
+        if let Recipe::ProbeGuest(_) = recipe
+            && !packages.is_empty()
+        {
+            return Err(Error::input(format!("`{}` takes no further packages", manifest.name))
+                .at(&manifest.path, None));
+        }
+        let mut hash = Hasher::new(Algorithm::Sha256);
+        // Every input with its length before it, so that none can pass for a part of another.
+        let mut put = |bytes: &[u8]| {
+            hash.update(&(bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        put(manifest.text.as_bytes());
+        for source in recipe.sources() {
+            put(source.as_bytes());
+        }
+        for (name, content) in files_of(&folder(manifest))? {
+            put(name.as_bytes());
+            put(&content);
+        }
+        for package in packages.iter().collect::<BTreeSet<_>>() {
+            put(package.as_bytes());
+        }
+        Ok(store::derived_key(&manifest.name, &hash.finish()))
+    }
+
+    /// The image, if it was built already.
+    pub fn built(&self, manifest: &Manifest, packages: &[String]) -> Result<Option<Built>> {
+        let key = self.key(manifest, packages)?;
+        Ok(self.store.derived(&key).map(|dir| Built { key, dir }))
+    }
+
+    /// The image of this recipe, built unless it was built before. `packages` are installed beside
+    /// those of the recipe. A dropped build leaves nothing behind but its log.
+    pub async fn build(&self, manifest: &Manifest, packages: &[String]) -> Result<Built> {
+        let key = self.key(manifest, packages)?;
+        let recipe: Recipe = manifest.recipe()?;
+        let make = async |out: PathBuf| {
+            let job = self.begin(&manifest.name, &key)?;
+            let files = folder(manifest);
+            let built = match &recipe {
+                Recipe::ProbeGuest(recipe) => probe_guest::build(recipe, &files, &job, &out).await,
+                Recipe::DebianNode(recipe) => {
+                    debian_node::build(recipe, packages, &files, &job, &out).await
+                }
+            };
+            self.patience.events.send(Event::ProgressEnded { what: job.what() });
+            built.map_err(|e| {
+                let e = e.while_doing(format!("building {}", manifest.name));
+                if e.hint_text().is_some() {
+                    return e;
+                }
+                e.hint(format!("the whole log is {}", job.log.display()))
+            })
+        };
+        let dir = self.store.make_derived(&key, &self.patience, make).await?;
+        Ok(Built { key, dir })
+    }
+
+    fn begin(&self, name: &str, key: &str) -> Result<Job<'_>> {
+        let log = self.logs.join(format!("build-{key}.log"));
+        fs::create_dir_all(&self.logs)
+            .and_then(|()| fs::write(&log, ""))
+            .doing(Kind::Host, || "the log of a build cannot be written".into())
+            .map_err(|e| e.at(&log, None))?;
+        Ok(Job { name: name.to_owned(), builder: self, log })
+    }
+}
+
+impl Job<'_> {
+    fn what(&self) -> String {
+        format!("build {}", self.name)
+    }
+
+    /// The build is `done` of `total` steps on.
+    fn step(&self, done: u64, total: u64) {
+        self.builder.patience.events.send(Event::Progress {
+            what: self.what(),
+            done,
+            total: Some(total),
+            unit: Unit::Items,
+        });
+    }
+
+    fn mirrors(&self) -> Result<&Mirrors> {
+        self.builder.mirrors.as_ref().ok_or_else(|| {
+            Error::host("it is not known from where Debian's packages come")
+                .hint("this host's apt knows no Debian mirror: give one with --debian-mirror URL")
+        })
+    }
+
+    async fn to_qcow2(&self, raw: &Path, qcow2: &Path) -> Result<()> {
+        let convert = Tool::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]);
+        convert.arg(raw).arg(qcow2).log(&self.log).run(|_| {}).await
+    }
+}
+
+/// The folder beside a manifest that has its name.
+fn folder(manifest: &Manifest) -> PathBuf {
+    manifest.path.with_extension("")
+}
+
+/// Every file below `dir` with its path, in a fixed order. A recipe without a folder has none.
+fn files_of(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut found = Vec::new();
+    let mut dirs = vec![dir.to_owned()];
+    let mut read = || -> std::io::Result<()> {
+        while let Some(at) = dirs.pop() {
+            if !at.exists() {
+                continue;
+            }
+            for entry in fs::read_dir(&at)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else {
+                    let name = path.strip_prefix(dir).unwrap_or(&path).display().to_string();
+                    found.push((name, fs::read(&path)?));
+                }
+            }
+        }
+        Ok(())
+    };
+    read()
+        .doing(Kind::Input, || "the recipe's files cannot be read".into())
+        .map_err(|e| e.at(dir, None))?;
+    found.sort();
+    Ok(found)
+}

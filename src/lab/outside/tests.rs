@@ -489,7 +489,6 @@ async fn a_transfer_survives_a_network_that_loses_frames() {
     let (mut ours, mut theirs) = connected(&us, &peer).await;
     let sent = pattern(1 << 20, 6);
     let expected = sent.clone();
-    let start = Instant::now();
     let sender = tokio::spawn(async move {
         ours.write_all(&sent).await.unwrap();
         ours.shutdown().await.unwrap();
@@ -498,7 +497,6 @@ async fn a_transfer_survives_a_network_that_loses_frames() {
     assert!(read_all(&mut theirs).await == expected);
     soon(sender).await.unwrap();
     assert!(lost.load(Ordering::Relaxed) > 0);
-    println!("MEASURED {:?}, {} lost", start.elapsed(), lost.load(Ordering::Relaxed));
 }
 
 // Neighbours and pings.

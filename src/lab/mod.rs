@@ -2,6 +2,7 @@
 
 pub mod accel;
 pub mod admission;
+mod cluster;
 pub mod console;
 pub mod hypervisor;
 pub mod keys;
@@ -16,3 +17,5 @@ pub mod spec;
 pub mod switch;
 pub mod vm;
 pub mod wire;
+
+pub use cluster::{BootImage, Lab, LabOptions, Node};

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long a machine's death may trail the end of its monitor.
-const DEATH_AFTER_EOF: Duration = Duration::from_secs(2);
+const DEATH_AFTER_EOF: Duration = Duration::from_secs(5);
 
 /// No message of QEMU's comes near this many bytes: more is not QMP.
 const LONGEST: usize = 16 << 20;
@@ -78,7 +78,7 @@ impl Qmp {
         let greeting = patience.within("QEMU's greeting", ANSWER, death, async {
             let message = match lines.next().await {
                 Next::Message(message) => message,
-                Next::End(why) => return Err(Error::lab(why)),
+                Next::End(why) => return Err(ended(&why, death.clone()).await),
             };
             serde_json::from_value::<qapi_qmp::QapiCapabilities>(message.clone()).map_err(|_| {
                 Error::lab(format!("this is no QMP greeting: {}", shortened(&message.to_string())))
@@ -197,14 +197,8 @@ impl Shared {
         if let Ok(answer) = (&mut slip.answer).await {
             return Ok(answer);
         }
-        // The monitor's end is mostly the machine's death, whose cause is the better story.
-        let mut death = self.death.clone();
-        let _ = tokio::time::timeout(DEATH_AFTER_EOF, death.wait()).await;
         let why = self.state().ended.clone().unwrap_or_else(|| "it was dropped".into());
-        Err(match death.cause() {
-            Some(cause) => Error::lab(format!("the monitor ended because {cause}")),
-            None => Error::lab(format!("the monitor ended: {why}")),
-        })
+        Err(ended(&why, self.death.clone()).await)
     }
 
     fn deliver(&self, message: Value) {
@@ -234,6 +228,14 @@ impl Shared {
         state.ended = Some(why.to_owned());
         state.calls.clear();
         state.subscribers.clear();
+    }
+}
+
+/// The monitor's end is mostly the machine's death, whose cause is the better story.
+async fn ended(why: &str, mut death: Death) -> Error {
+    match tokio::time::timeout(DEATH_AFTER_EOF, death.wait()).await {
+        Ok(cause) => Error::lab(format!("the monitor ended because {cause}")),
+        Err(_) => Error::lab(format!("the monitor ended: {why}")),
     }
 }
 

@@ -49,6 +49,10 @@ impl RunDir {
         &self.path
     }
 
+    pub fn is_kept(&self) -> bool {
+        self.keep
+    }
+
     /// A directory in it, as private.
     pub fn subdir(&self, name: &str) -> Result<PathBuf> {
         let path = self.path.join(name);

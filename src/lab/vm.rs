@@ -29,7 +29,7 @@ const CONNECTS: Duration = Duration::from_secs(20);
 const QUITS: Duration = Duration::from_secs(10);
 
 /// How long the last events may trail the exit.
-const LAST_EVENTS: Duration = Duration::from_secs(2);
+const LAST_EVENTS: Duration = Duration::from_millis(500);
 
 /// What [`Vm::start`] needs.
 #[derive(Debug)]

@@ -1,0 +1,376 @@
+//! A running lab: its networks, our legs on them, and its machines.
+
+use super::accel::Accel;
+use super::admission;
+use super::hypervisor::Hypervisor;
+use super::keys::SshKey;
+use super::outside::Leg;
+use super::qemu::{Boot, Disk, DiskFormat, Machine, NicArgs};
+use super::rundir::RunDir;
+use super::seed::{LOGIN, Seed, SeedNic};
+use super::spec::{LabSpec, NetworkSpec, NodeSpec};
+use super::switch::Switch;
+use super::vm::{Vm, VmConfig};
+use crate::error::{Context, Error, Kind, Result};
+use crate::secret::Redactor;
+use crate::wait::{Death, Life, Patience, Poll};
+use russh::keys::PublicKey;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
+use tokio::task::{AbortHandle, JoinSet};
+
+/// From power on to an SSH banner, on the reference machine. A full node needs some 5 s there.
+const BOOTS: Duration = Duration::from_secs(60);
+
+/// Between two tries of the SSH port.
+const TRY_EVERY: Duration = Duration::from_millis(250);
+
+/// One try: a booting node does not answer ARP, and costs a fresh question each time.
+const ONE_TRY: Duration = Duration::from_secs(3);
+
+const SSH: u16 = 22;
+
+/// What a node boots: an image of the store, never written to.
+#[derive(Clone, Debug)]
+pub struct BootImage {
+    /// A qcow2.
+    pub disk: PathBuf,
+    /// Booted directly where there is one; else the disk's boot loader is.
+    pub kernel: Option<PathBuf>,
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub append: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct LabOptions {
+    /// Run directories are made here.
+    pub run_root: PathBuf,
+    pub hypervisor: Hypervisor,
+    pub accel: Accel,
+    /// Leave the run directory (disks, seeds with private keys) when the lab ends.
+    pub keep: bool,
+    /// Consoles and QEMU's logs are written here; None puts them into the run directory, whose
+    /// end is theirs.
+    pub logs: Option<PathBuf>,
+}
+
+/// A lab whose nodes all answered. Dropped, it is gone: machines killed, files removed.
+///
+/// The fields are dropped in their order: machines before the networks that they are plugged
+/// into, and the directory last.
+#[derive(Debug)]
+pub struct Lab {
+    spec: LabSpec,
+    watchers: Watchers,
+    nodes: Vec<Node>,
+    legs: Vec<(String, Leg)>,
+    switch: Switch,
+    login_key: SshKey,
+    death: Death,
+    logs: PathBuf,
+    dir: RunDir,
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    pub spec: NodeSpec,
+    /// The network that we log in through, and the node's address on it.
+    pub login: (String, Ipv4Addr),
+    /// To be pinned.
+    pub host_key: PublicKey,
+    pub vm: Vm,
+}
+
+impl Node {
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+}
+
+impl Lab {
+    /// Boots the lab and waits until every node's SSH server has spoken through our leg. `images`
+    /// is asked once a node for the image that its spec names. Cancelled at any moment, it leaves
+    /// neither a process nor a file.
+    pub async fn start(
+        spec: &LabSpec,
+        images: impl Fn(&str) -> Result<BootImage>,
+        options: &LabOptions,
+        patience: &Patience,
+        redactor: &Redactor,
+    ) -> Result<Lab> {
+        let lab = Lab::prepare(spec, images, options, patience, redactor).await?;
+        lab.boot(patience).await?;
+        Ok(lab)
+    }
+
+    /// Everything but letting the guests run.
+    async fn prepare(
+        spec: &LabSpec,
+        images: impl Fn(&str) -> Result<BootImage>,
+        options: &LabOptions,
+        patience: &Patience,
+        redactor: &Redactor,
+    ) -> Result<Lab> {
+        let start = Instant::now();
+        let image = |node: &NodeSpec| {
+            images(&node.image).map_err(|e| match e.file() {
+                Some(_) => e,
+                None => e.at(&spec.file, Some(node.image_line)),
+            })
+        };
+        let images = spec.nodes.iter().map(image).collect::<Result<Vec<_>>>()?;
+        let mut dir = RunDir::create(&options.run_root, &spec.name)?;
+        admission::check(spec, admission::Room::look(dir.path())?, dir.path())?;
+        if options.keep {
+            dir.keep()?;
+        }
+        let logs = match &options.logs {
+            Some(logs) => std::path::absolute(logs)
+                .and_then(|logs| std::fs::create_dir_all(&logs).map(|()| logs))
+                .doing(Kind::Host, || format!("cannot make {}", logs.display()))?,
+            None => dir.path().to_owned(),
+        };
+
+        let switch = Switch::new();
+        let legs = spec.networks.iter().filter_map(|n| Some((n.name.clone(), leg(&switch, n)?)));
+        let legs = legs.collect();
+        let login_key = SshKey::ed25519("stackproof")?;
+        login_key.hide_in(redactor);
+        let (any, death) = Life::new();
+        let mut lab = Lab {
+            spec: spec.clone(),
+            watchers: Watchers::default(),
+            nodes: Vec::new(),
+            legs,
+            switch,
+            login_key,
+            death,
+            logs,
+            dir,
+        };
+        let any = Arc::new(any);
+        for (node, image) in spec.nodes.iter().zip(images) {
+            let node = lab.add(node, image, options, patience, redactor, start).await?;
+            lab.watchers.watch(node.vm.death(), Arc::clone(&any));
+            lab.nodes.push(node);
+        }
+        Ok(lab)
+    }
+
+    /// Starts one machine, standing still.
+    async fn add(
+        &self,
+        node: &NodeSpec,
+        image: BootImage,
+        options: &LabOptions,
+        patience: &Patience,
+        redactor: &Redactor,
+        start: Instant,
+    ) -> Result<Node> {
+        patience.events.node(&node.name, "starting", 0, 2);
+        let dir = self.dir.subdir(&node.name)?;
+        let (overlay, seed) = (dir.join("disk.qcow2"), dir.join("seed.img"));
+        options.hypervisor.overlay(&image.disk, &overlay, node.disk).await?;
+        let host_key = SshKey::ed25519(&node.name)?;
+        host_key.hide_in(redactor);
+        self.write_seed(node, &host_key, &seed)?;
+
+        let network = |name: &str| self.spec.network(name).expect("the spec was checked");
+        let nics = node.nics.iter();
+        let nics = nics.map(|n| NicArgs { mac: n.mac, mtu: network(&n.network).mtu }).collect();
+        let boot = match image.kernel {
+            Some(kernel) => Boot::Kernel { kernel, initrd: image.initrd, append: image.append },
+            None => Boot::Disk,
+        };
+        let disk = |file, format, read_only| Disk { file, format, read_only };
+        let machine = Machine {
+            name: node.name.clone(),
+            accel: options.accel,
+            cpus: node.cpus,
+            memory: node.memory,
+            boot,
+            disks: vec![disk(overlay, DiskFormat::Qcow2, false), disk(seed, DiskFormat::Raw, true)],
+            nics,
+            sandbox: options.hypervisor.sandbox,
+        };
+        let networks = node.nics.iter();
+        let networks = networks.map(|n| (n.network.clone(), self.switch.network(&n.network)));
+        let config = VmConfig {
+            machine,
+            dir,
+            logs: self.logs.clone(),
+            networks: networks.collect(),
+            start,
+            redactor: redactor.clone(),
+        };
+        let vm = Vm::start(&options.hypervisor, config, patience).await?;
+        let (through, address) = node.login(&self.spec).expect("the spec was checked");
+        let login = (through.to_owned(), address);
+        Ok(Node { spec: node.clone(), login, host_key: host_key.public().clone(), vm })
+    }
+
+    fn write_seed(&self, node: &NodeSpec, host_key: &SshKey, file: &Path) -> Result<()> {
+        let nics = node.nics.iter().map(|nic| {
+            let network = self.spec.network(&nic.network).expect("the spec was checked");
+            let address = nic.address.map(|a| (a, network.subnet.prefix));
+            SeedNic { name: &nic.network, mac: nic.mac, address, mtu: network.mtu }
+        });
+        let seed = Seed {
+            hostname: &node.name,
+            instance_id: &format!("i-{}-{}", self.spec.name, node.name),
+            host_key,
+            login_key: &self.login_key,
+            nics: nics.collect(),
+        };
+        seed.write(file)
+    }
+
+    /// Lets all guests run and waits for their SSH servers.
+    async fn boot(&self, patience: &Patience) -> Result<()> {
+        // The tasks hold no machine: dropped here, nothing of the lab outlives the drop.
+        let mut waits = JoinSet::new();
+        for node in &self.nodes {
+            node.vm.run().await?;
+            patience.events.node(node.name(), "booting", 1, 2);
+            let leg = self.leg(&node.login.0).expect("the spec was checked").clone();
+            let at = SocketAddrV4::new(node.login.1, SSH);
+            let (name, death) = (node.name().to_owned(), node.vm.death());
+            let patience = patience.clone();
+            waits.spawn(async move {
+                let out = ssh_banner(&name, &leg, at, &death, &patience).await;
+                if out.is_ok() {
+                    patience.events.node(&name, "up", 2, 2);
+                }
+                (name, out)
+            });
+        }
+        while let Some(wait) = waits.join_next().await {
+            let (name, out) =
+                wait.map_err(|e| Error::internal("a wait for SSH panicked").because(e))?;
+            out.map_err(|e| self.explain_boot(&name, e))?;
+        }
+        Ok(())
+    }
+
+    fn explain_boot(&self, name: &str, error: Error) -> Error {
+        let Some(node) = self.node(name) else { return error };
+        error
+            .while_doing(format!("{name} did not boot"))
+            .evidence(node.vm.evidence())
+            .at(node.vm.console().path(), None)
+            .hint("its console tells how far it came")
+    }
+
+    pub fn spec(&self) -> &LabSpec {
+        &self.spec
+    }
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|n| n.spec.name == name)
+    }
+    /// Our own leg on a network.
+    pub fn leg(&self, network: &str) -> Option<&Leg> {
+        self.legs.iter().find(|(name, _)| name == network).map(|(_, leg)| leg)
+    }
+    pub fn switch(&self) -> &Switch {
+        &self.switch
+    }
+    /// Logs in on every node as [`LOGIN`].
+    pub fn login_key(&self) -> &SshKey {
+        &self.login_key
+    }
+    pub fn login_user(&self) -> &'static str {
+        LOGIN
+    }
+    /// The death of any node.
+    pub fn death(&self) -> Death {
+        self.death.clone()
+    }
+    /// Where consoles and QEMU's logs are.
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+    /// Disks, seeds, sockets.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Ends the lab. Machines quit in order where their disks are kept, else they are killed.
+    pub async fn stop(mut self) -> Result<()> {
+        // A wanted end is no death.
+        self.watchers = Watchers::default();
+        if self.dir.is_kept() {
+            for node in &self.nodes {
+                node.vm.quit().await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn leg(switch: &Switch, network: &NetworkSpec) -> Option<Leg> {
+    let leg = Leg::new(&switch.network(&network.name), network.outside?, network.subnet.prefix);
+    if network.ntp {
+        leg.serve_ntp();
+    }
+    Some(leg)
+}
+
+/// Waits until an SSH server has said its version.
+async fn ssh_banner(
+    name: &str,
+    leg: &Leg,
+    at: SocketAddrV4,
+    death: &Death,
+    patience: &Patience,
+) -> Result<()> {
+    let what = format!("SSH of {name} at {at}");
+    patience.until(&what, BOOTS, TRY_EVERY, death, || try_banner(leg, at)).await
+}
+
+async fn try_banner(leg: &Leg, at: SocketAddrV4) -> Poll<()> {
+    let mut stream = match leg.connect(at, ONE_TRY).await {
+        Ok(stream) => stream,
+        Err(e) => return Poll::NotYet(e.to_string()),
+    };
+    let mut banner = [0u8; 8];
+    match tokio::time::timeout(ONE_TRY, stream.read_exact(&mut banner)).await {
+        Ok(Ok(_)) if &banner == b"SSH-2.0-" => Poll::Ready(()),
+        Ok(Ok(_)) => {
+            let said = String::from_utf8_lossy(&banner).into_owned();
+            Poll::Failed(Error::lab(format!("{at} does not speak SSH: it says `{said}`")))
+        }
+        Ok(Err(e)) => Poll::NotYet(format!("connected, then {e}")),
+        Err(_) => Poll::NotYet("connected, and no banner yet".into()),
+    }
+}
+
+/// The tasks that pass a node's death on as the lab's; ended with the lab.
+#[derive(Debug, Default)]
+struct Watchers(Vec<AbortHandle>);
+
+impl Watchers {
+    fn watch(&mut self, mut one: Death, any: Arc<Life>) {
+        let task = tokio::spawn(async move {
+            let cause = one.wait().await;
+            any.ends(cause);
+        });
+        self.0.push(task.abort_handle());
+    }
+}
+
+impl Drop for Watchers {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -119,16 +119,20 @@ impl Document {
     /// Makes `value` the key's only value: in the place of the first one there is, else under the
     /// commented default, else at the top of the section, else in a new section at the end.
     pub fn set(&mut self, section: &str, key: &str, value: &str) {
-        // An empty continuation line would end the value.
-        let value = value.lines().collect::<Vec<_>>().join("\n    ");
-        let line = match value.is_empty() {
-            true => format!("{key} =\n"),
-            false => format!("{key} = {value}\n"),
-        };
+        let mut lines = Vec::new();
+        for (i, part) in value.lines().enumerate() {
+            match i {
+                0 => lines.push(format!("{key} = {part}\n")),
+                _ => lines.push(format!("    {part}\n")),
+            }
+        }
+        if lines.is_empty() {
+            lines.push(format!("{key} =\n"));
+        }
         let spans = self.spans(section, key);
         if let Some(&(first, _)) = spans.first() {
             self.remove(&spans);
-            self.lines.insert(first, line);
+            self.lines.splice(first..first, lines);
             return;
         }
         let at = self.default_place(section, key).or_else(|| {
@@ -136,13 +140,15 @@ impl Document {
         });
         self.end_last_line();
         match at {
-            Some(at) => self.lines.insert(at, line),
+            Some(at) => {
+                self.lines.splice(at..at, lines);
+            }
             None => {
                 if self.lines.last().is_some_and(|l| !l.trim().is_empty()) {
                     self.lines.push("\n".into());
                 }
                 self.lines.push(format!("[{section}]\n"));
-                self.lines.push(line);
+                self.lines.extend(lines);
             }
         }
     }

@@ -157,3 +157,5 @@ impl<R: Resource + 'static> Boxed for R {}
 
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

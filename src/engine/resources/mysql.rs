@@ -127,7 +127,7 @@ impl Resource for Database {
         })
     }
     fn apply(&self, _seen: &str) -> Script {
-        run(format!("CREATE DATABASE IF NOT EXISTS {};", name(&self.name)))
+        run(format!("CREATE DATABASE IF NOT EXISTS {};\n", name(&self.name)))
     }
     fn quick(&self) -> bool {
         true

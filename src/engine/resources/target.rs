@@ -184,7 +184,8 @@ impl Target {
             let _ = writeln!(shell, "chown {} {path}", quote::word(&format!("{user}:{group}")));
         }
         if let Some(mode) = self.mode {
-            let _ = writeln!(shell, "chmod {mode:o} {path}");
+            // Five digits: with fewer, GNU chmod leaves a directory's set-group-ID bit alone.
+            let _ = writeln!(shell, "chmod {mode:05o} {path}");
         }
         shell
     }

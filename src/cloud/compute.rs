@@ -2,6 +2,7 @@
 
 use super::http::{ApiError, Method};
 use super::session::{Service, Session};
+use crate::error::{Error, Kind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -29,6 +30,27 @@ pub struct Server {
 pub struct Fault {
     pub message: String,
     pub details: Option<String>,
+}
+
+impl Server {
+    /// What nova says went wrong, in its own words, where it gave the server up.
+    pub fn failure(&self) -> Option<Error> {
+        if self.status != "ERROR" {
+            return None;
+        }
+        let e = Error::new(Kind::Proof, "the server went to ERROR");
+        Some(match &self.fault {
+            None => {
+                e.hint("nova gave no reason: look into nova-conductor's and nova-compute's log")
+            }
+            Some(fault) => {
+                let details = fault.details.as_deref().unwrap_or_default();
+                let lines: Vec<_> = details.lines().filter(|l| !l.trim().is_empty()).collect();
+                e.evidence([fault.message.as_str()])
+                    .evidence(lines[lines.len().saturating_sub(4)..].to_vec())
+            }
+        })
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]

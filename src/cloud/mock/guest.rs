@@ -36,6 +36,9 @@ impl State {
         if self.faults.panics_while_silent && self.control_pings > 5 {
             text += "[   99.9] Kernel panic - not syncing: out of memory\n";
         }
+        if self.faults.panics_after_reboot && self.boots > 1 {
+            text += "[    0.7] Kernel panic - not syncing: VFS\n";
+        }
         text
     }
 
@@ -97,6 +100,7 @@ impl State {
             && self.floating_attached()
             && self.booted.is_some()
             && open
+            && !(self.faults.panics_after_reboot && self.boots > 1)
     }
 
     fn host_key(&self) -> HostKey {
@@ -113,7 +117,8 @@ impl State {
         );
         if script.contains("say address") {
             let server = self.of("servers").last().unwrap();
-            let nonce = match self.faults.other_nonce {
+            let another = self.faults.another_after_reboot && self.boots > 1;
+            let nonce = match self.faults.other_nonce || another {
                 true => serde_json::Value::from("0000"),
                 false => server["metadata"]["nonce"].clone(),
             };

@@ -61,6 +61,9 @@ pub struct Faults {
     pub reboot_does_nothing: bool,
     pub new_host_key_after_reboot: bool,
     pub never_back: bool,
+    /// What answers after the reboot is another instance.
+    pub another_after_reboot: bool,
+    pub panics_after_reboot: bool,
     pub floating_sticks: bool,
     pub miscounted: bool,
     /// The network cannot be deleted.
@@ -178,6 +181,7 @@ impl Mock {
                 user: "cirros".into(),
                 virtual_size: 64 << 20,
                 console: ConsoleStyle::cirros(),
+                keeps_host_key: true,
             },
             subnets: Subnets::default(),
             keep_public: false,

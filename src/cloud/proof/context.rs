@@ -1,5 +1,6 @@
 //! What the story knows so far.
 
+use super::console;
 use super::guest::Answers;
 use super::inputs::{ProofInputs, World};
 use super::ledger::Ledger;
@@ -177,7 +178,7 @@ impl Context {
         Ok(text)
     }
 
-    pub(super) async fn console_text(&self) -> Result<String, Error> {
+    pub(super) async fn console_text(&self) -> Result<String> {
         Ok(Compute(self.member()?).console(self.server()?, CONSOLE_LINES).await?)
     }
 
@@ -202,6 +203,18 @@ impl Context {
             )
             .hint("the L2 agent of that host is dead, or registered under another hostname")
         }))
+    }
+
+    /// The reason why waiting for the instance is in vain, if there is one: nova gave it up, or
+    /// its console says that nothing can follow.
+    pub(super) async fn hopeless(&self) -> Option<Error> {
+        let (admin, id) = (self.admin().ok()?, self.server().ok()?);
+        if let Ok(Some(server)) = Compute(admin).server(id).await
+            && let Some(e) = server.failure()
+        {
+            return Some(e);
+        }
+        console::fatal(&self.console_text().await.ok()?)
     }
 
     pub(super) fn take_logs(&mut self) -> Vec<(String, String)> {

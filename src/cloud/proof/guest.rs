@@ -21,6 +21,8 @@ pub fn questions(gateway: Ipv4Addr, dhcp: Ipv4Addr) -> String {
     format!(
         r#"export PATH="$PATH:/sbin:/usr/sbin:/bin:/usr/bin"
 say() {{ printf '\n@@stackproof %s\n' "$1"; }}
+# A busybox that is not setuid pings as root only.
+echo3() {{ ping -c 3 "$1" 2>&1 || sudo -n ping -c 3 "$1" 2>&1; }}
 fetch() {{
   wget -q -T 60 -O - "http://169.254.169.254/$1" 2>/dev/null ||
   curl -s -f -m 60 "http://169.254.169.254/$1" 2>/dev/null ||
@@ -30,8 +32,8 @@ say boot; cat /proc/sys/kernel/random/boot_id
 say uptime; cat /proc/uptime
 say address; ip addr 2>/dev/null || busybox ip addr
 say route; ip route 2>/dev/null || busybox ip route
-say gateway; ping -c 3 {gateway} 2>&1
-say dhcp; ping -c 3 {dhcp} 2>&1
+say gateway; echo3 {gateway}
+say dhcp; echo3 {dhcp}
 say local-ipv4; fetch latest/meta-data/local-ipv4
 say instance-id; fetch latest/meta-data/instance-id
 say user-data; fetch latest/user-data

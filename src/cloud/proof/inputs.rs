@@ -37,6 +37,9 @@ pub struct Image {
     /// Bytes.
     pub virtual_size: u64,
     pub console: ConsoleStyle,
+    /// Whether its SSH host key outlives a reboot. It does where the key is made on a disk; a
+    /// system that lives in memory makes a new one at each boot, and is known by the nonce alone.
+    pub keeps_host_key: bool,
 }
 
 const GIB: u64 = 1 << 30;
@@ -137,6 +140,7 @@ mod tests {
             user: "x".into(),
             virtual_size,
             console: ConsoleStyle::generic(),
+            keeps_host_key: true,
         };
         let sizes = |bytes| (image(bytes).disk(), image(bytes).ram());
         assert_eq!(sizes(0), (1, 256));

@@ -18,6 +18,8 @@ pub struct Heard {
     pub knocks: u32,
     /// Of the control, which must answer.
     pub control: u32,
+    /// Why pings could not even be sent, where there is no way to the target.
+    pub unsent: Option<String>,
 }
 
 /// Pings `target` and knocks at its port 22, and pings `control`, all at once, `rounds` times.
@@ -37,6 +39,7 @@ pub async fn listen(
             outside.ping(control, timeout),
         );
         heard.pings += u32::from(matches!(ping, Ok(Some(_))));
+        heard.unsent = ping.err().map(|e| e.to_string()).or(heard.unsent);
         heard.knocks += u32::from(knocked != Knock::Silent);
         heard.control += u32::from(matches!(controlled, Ok(Some(_))));
     }
@@ -45,7 +48,7 @@ pub async fn listen(
 
 /// Silence counts only if nothing of the target and nearly everything of the control was heard.
 pub fn judge(target: Ipv4Addr, control: Ipv4Addr, heard: &Heard) -> Result<String> {
-    let Heard { rounds, pings, knocks, control: answers } = heard;
+    let Heard { rounds, pings, knocks, control: answers, unsent } = heard;
     if *pings > 0 || *knocks > 0 {
         return Err(Error::new(
             Kind::Proof,
@@ -66,7 +69,8 @@ pub fn judge(target: Ipv4Addr, control: Ipv4Addr, heard: &Heard) -> Result<Strin
     }
     Ok(format!(
         "{rounds} pings and {rounds} attempts at TCP 22 of {target} unanswered, while {control} \
-         answered {answers} of {rounds} pings"
+         answered {answers} of {rounds} pings{}",
+        unsent.as_ref().map_or_else(String::new, |why| format!(" ({why})"))
     ))
 }
 
@@ -78,7 +82,7 @@ mod tests {
     const C: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 101);
 
     fn judged(rounds: u32, pings: u32, knocks: u32, control: u32) -> Result<String> {
-        judge(T, C, &Heard { rounds, pings, knocks, control })
+        judge(T, C, &Heard { rounds, pings, knocks, control, unsent: None })
     }
 
     #[test]

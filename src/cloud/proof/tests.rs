@@ -137,6 +137,14 @@ async fn a_kept_cloud_keeps_its_public_network_and_proves_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_image_that_lives_in_memory_may_show_a_new_host_key_after_the_reboot() {
+    let mock = Mock::with_faults(Faults { new_host_key_after_reboot: true, ..Faults::default() });
+    let told = told_with(mock, Death::never(), |i| i.image.keeps_host_key = false).await;
+    assert!(told.outcome.passed(), "{:?}", told.outcome.first_failure());
+    assert!(told.check("S3.5 hard reboot").evidence.contains("a new host key"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_node_alone_skips_the_tunnel_and_does_not_pass() {
     let told = told_with(Mock::new(), Death::never(), |i| i.tunnel.1 = i.tunnel.0).await;
     assert_eq!(told.check("S3.1 traffic crosses VXLAN").status, Status::Skip);
@@ -209,6 +217,10 @@ finds! {
         "S3.5 hard reboot", "the old boot still answers";
     another_host_key_after_the_reboot_ends_the_wait: new_host_key_after_reboot = true =>
         "S3.5 hard reboot", "another machine answers";
+    another_instance_after_the_reboot_is_found: another_after_reboot = true =>
+        "S3.5 hard reboot", "another instance answers";
+    a_panic_after_the_reboot_ends_the_wait: panics_after_reboot = true =>
+        "S3.5 hard reboot", "the guest's kernel panicked";
     an_instance_that_does_not_come_back_is_found: never_back = true =>
         "S3.5 hard reboot", "SSH after the hard reboot";
     a_floating_ip_that_still_answers_is_found: floating_sticks = true =>

@@ -67,7 +67,7 @@ pub async fn agents(c: &mut Context) -> Result<Finding> {
     let admin = c.admin()?;
     let expected = &c.inputs.agents;
     // Heartbeats come every 30 s: agents that are starting get two of them.
-    c.until("all network agents alive", 20, 5, || async move {
+    c.until("all network agents to be alive", 20, 5, || async move {
         let agents = match Net(admin).agents().await {
             Ok(agents) => agents,
             Err(e) => return unless_refused(e),
@@ -90,7 +90,7 @@ pub async fn compute_services(c: &mut Context) -> Result<Finding> {
     let admin = c.admin()?;
     let expected = &c.inputs.compute_services;
     let services = c
-        .until("all compute services up", 20, 5, || async move {
+        .until("all compute services to be up", 20, 5, || async move {
             let services = match Compute(admin).services().await {
                 Ok(services) => services,
                 Err(e) => return unless_refused(e),

@@ -8,7 +8,7 @@ use crate::cloud::proof::context::{Context, InstancePort, known, unless_refused}
 use crate::cloud::proof::story::Finding;
 use crate::cloud::proof::vxlan::{self, Watch};
 use crate::cloud::session::Service;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::wait::Poll;
 use serde_json::json;
 use tokio::time::Instant;
@@ -57,7 +57,7 @@ async fn until_active(
             Ok(None) => return Poll::Failed(wrong("the server is gone")),
             Err(e) => return unless_refused(e),
         };
-        if let Some(e) = fault(&server) {
+        if let Some(e) = server.failure() {
             return Poll::Failed(e);
         }
         if let Ok(Some(e)) = c.binding_failure().await {
@@ -71,21 +71,6 @@ async fn until_active(
         }
     })
     .await
-}
-
-/// What nova says went wrong, in its own words.
-fn fault(server: &Server) -> Option<Error> {
-    if server.status != "ERROR" {
-        return None;
-    }
-    let e = wrong("the server went to ERROR");
-    Some(match &server.fault {
-        None => e.hint("nova gave no reason: look into nova-conductor.log and nova-compute.log"),
-        Some(fault) => {
-            let details = fault.details.as_deref().unwrap_or_default();
-            e.evidence([fault.message.clone()]).evidence(console::last_lines(details, 4))
-        }
-    })
 }
 
 pub async fn ports(c: &mut Context) -> Result<Finding> {
@@ -153,7 +138,7 @@ pub async fn console(c: &mut Context) -> Result<Finding> {
                 (Err(e), _) | (_, Err(e)) => return Poll::Failed(e),
             };
             if let Ok(Some(server)) = Compute(admin).server(id).await
-                && let Some(e) = fault(&server)
+                && let Some(e) = server.failure()
             {
                 return Poll::Failed(e);
             }
@@ -201,16 +186,16 @@ pub async fn reboot(c: &mut Context) -> Result<Finding> {
         until_active(c, &admin, &id, "the server to be active after the reboot", 40).await?;
 
     let (floating, old) = (c.floating()?.address, before.boot_id());
-    let this = &*c;
+    let (this, pinned) = (&*c, c.inputs.image.keeps_host_key);
     let nominal = if c.inputs.image.is_large() { 180 } else { 90 };
     let after = c
         .until("SSH after the hard reboot", nominal, 3, || async move {
-            match reach::try_who(this, floating).await {
+            match reach::try_who(this, floating, pinned).await {
                 Ok(who) if who.boot_id() == old => {
                     Poll::NotYet("the old boot still answers".into())
                 }
                 Ok(who) => Poll::Ready(who),
-                Err(refusal) => reach::as_poll(refusal),
+                Err(refusal) => reach::as_poll(this, refusal).await,
             }
         })
         .await;
@@ -225,6 +210,14 @@ pub async fn reboot(c: &mut Context) -> Result<Finding> {
     if is > elapsed + 1.0 {
         return Err(wrong(format!("its uptime is {is:.0} s, {elapsed:.0} s after the reboot")));
     }
+    let (_, answers) = reach::ask_everything(c, pinned).await?;
+    if answers.sources_of(&c.nonce).is_empty() {
+        return Err(wrong("what came back does not return the nonce: another instance answers"));
+    }
+    if answers.mtu_of(c.port()?.address).is_none() {
+        return Err(wrong("what came back has not its fixed address")
+            .evidence(console::last_lines(answers.get("address"), 12)));
+    }
     let ports = Net(&admin).ports("device_id", &id).await?;
     let fixed = ports.first().and_then(|p| p.fixed_ips.first()).map(|f| f.ip_address);
     let attached = Net(&member).floating_ip(&c.floating()?.id).await?;
@@ -235,8 +228,9 @@ pub async fn reboot(c: &mut Context) -> Result<Finding> {
         return Err(wrong(format!("it moved to {:?}", server.host)));
     }
     pass(format!(
-        "back after {elapsed:.0} s with its addresses and host key; boot id {} became {}, uptime \
-         {was:.0} s became {is:.0} s",
+        "back after {elapsed:.0} s with its addresses, its nonce and {}; boot id {} became {}, \
+         uptime {was:.0} s became {is:.0} s",
+        if pinned { "its host key" } else { "a new host key, made at each boot" },
         short(old),
         short(after.boot_id())
     ))

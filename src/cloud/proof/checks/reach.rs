@@ -133,20 +133,8 @@ pub async fn ssh(c: &mut Context) -> Result<Finding> {
     let address = c.floating()?.address;
     let group = known(&c.group, "the security group")?;
     Net(c.member()?).allow(group, "tcp", Some(SSH)).await?;
-    let dhcp = *known(&c.dhcp, "the DHCP port")?;
-    let questions = guest::questions(c.inputs.subnets.fixed_gateway, dhcp);
-    let key = known(&c.key, "the key pair")?;
-
-    let (this, script) = (&*c, questions.as_str());
-    let (host_key, answers) = c
-        .until("SSH to the floating IP", 60, 3, || async move {
-            match ask(this, address, key, None, script, 60).await {
-                Ok(found) => Poll::Ready(found),
-                Err(refusal) => as_poll(refusal),
-            }
-        })
-        .await
-        .map_err(|e| match e.to_string().contains("in vain") {
+    let (host_key, answers) =
+        ask_everything(c, false).await.map_err(|e| match e.to_string().contains("in vain") {
             true => {
                 e.hint("ping works and SSH does not: look at the MTU and at the guest's console")
             }
@@ -193,7 +181,7 @@ async fn ask(
     nominal: u64,
 ) -> Result<(HostKey, Answers), Refusal> {
     let to = SocketAddrV4::new(address, SSH);
-    // Twice, because a refusal is no plain error.
+    // A result within a result, because a refusal is more than an error.
     let asked = c
         .bounded("one SSH login", nominal, async {
             let stream = c.world.outside.connect(to, c.echo_timeout() * 3).await?;
@@ -218,27 +206,49 @@ async fn ask(
     asked.unwrap_or_else(|e| Err(Refusal::NotYet(e)))
 }
 
-/// Another host key ends a wait; anything else may pass.
-pub fn as_poll<T>(refusal: Refusal) -> Poll<T> {
+/// Waits for a login that answers all the questions; `pinned` to the host key of the first one.
+pub async fn ask_everything(c: &Context, pinned: bool) -> Result<(HostKey, Answers)> {
+    let address = c.floating()?.address;
+    let key = known(&c.key, "the key pair")?;
+    let pin = if pinned { Some(&known(&c.guest, "the first login")?.host_key) } else { None };
+    let dhcp = *known(&c.dhcp, "the DHCP port")?;
+    let questions = guest::questions(c.inputs.subnets.fixed_gateway, dhcp);
+    let script = questions.as_str();
+    c.until("SSH to the floating IP", 60, 3, || async move {
+        match ask(c, address, key, pin, script, 60).await {
+            Ok(found) => Poll::Ready(found),
+            Err(refusal) => as_poll(c, refusal).await,
+        }
+    })
+    .await
+}
+
+/// Another host key ends a wait, and so does an instance that is beyond hope; anything else may
+/// pass.
+pub async fn as_poll<T>(c: &Context, refusal: Refusal) -> Poll<T> {
     match refusal {
-        Refusal::NotYet(e) => Poll::NotYet(e.to_string()),
+        Refusal::NotYet(e) => match c.hopeless().await {
+            Some(hopeless) => Poll::Failed(hopeless),
+            None => Poll::NotYet(e.to_string()),
+        },
         changed => Poll::Failed(changed.into_error()),
     }
 }
 
-/// Which boot answers, over the pinned host key.
-pub async fn try_who(c: &Context, address: Ipv4Addr) -> Result<Answers, Refusal> {
+/// Which boot answers; `pinned` to the host key of the first login.
+pub async fn try_who(c: &Context, address: Ipv4Addr, pinned: bool) -> Result<Answers, Refusal> {
     let ground = known(&c.key, "the key pair")
         .and_then(|key| Ok((key, &known(&c.guest, "the first login")?.host_key)));
     let (key, host_key) = ground.map_err(Refusal::NotYet)?;
-    ask(c, address, key, Some(host_key), guest::WHO, 20).await.map(|(_, answers)| answers)
+    let pin = pinned.then_some(host_key);
+    ask(c, address, key, pin, guest::WHO, 20).await.map(|(_, answers)| answers)
 }
 
 pub async fn who(c: &Context, address: Ipv4Addr) -> Result<Answers> {
     c.until("the instance to say which boot it is", 20, 2, || async move {
-        match try_who(c, address).await {
+        match try_who(c, address, true).await {
             Ok(who) => Poll::Ready(who),
-            Err(refusal) => as_poll(refusal),
+            Err(refusal) => as_poll(c, refusal).await,
         }
     })
     .await

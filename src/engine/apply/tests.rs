@@ -160,8 +160,9 @@ async fn a_check_changes_nothing_and_says_what_would_change() {
 async fn steps_run_in_their_order_and_independent_ones_at_once() {
     let w = world();
     // Each waits for the other: only two at once can end.
-    let meet =
-        |name, apply| Step::new(name, "n").with(Raw { name, probe: GONE[usize::from(name == "q")], apply });
+    let meet = |name, apply| {
+        Step::new(name, "n").with(Raw { name, probe: GONE[usize::from(name == "q")], apply })
+    };
     const GONE: [&str; 2] =
         ["[ -e \"$ROOT/p\" ] || echo absent; true", "[ -e \"$ROOT/q\" ] || echo absent; true"];
     let late = Step::new("late", "n")

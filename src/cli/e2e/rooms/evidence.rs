@@ -87,8 +87,12 @@ pub fn save(texts: &[Text], folder: &Path, redactor: &Redactor) -> Result<()> {
         let write = || -> std::io::Result<()> {
             let parent = path.parent().unwrap_or(folder);
             DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&path)?;
             file.write_all(redactor.clean(&text.content).as_bytes())
         };
         write().doing(Kind::Host, || format!("{} cannot be written", path.display()))?;

@@ -27,9 +27,9 @@ impl Login for SshLogin {
                 .await
                 .map_err(Refusal::NotYet)?;
             let shown = client.host_key().and_then(|key| key.to_openssh().ok());
-            let shown = shown.map(|line| HostKey(bare(&line))).ok_or_else(|| {
-                Refusal::NotYet(Error::internal("a session without a host key"))
-            })?;
+            let shown = shown
+                .map(|line| HostKey(bare(&line)))
+                .ok_or_else(|| Refusal::NotYet(Error::internal("a session without a host key")))?;
             match pin {
                 Some(pin) if bare(&pin.0) != shown.0 => {
                     Err(Refusal::HostKeyChanged { seen: shown })

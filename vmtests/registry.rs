@@ -1,6 +1,9 @@
 //! Every VM test with what it needs, and whether this host has it.
 
-use std::path::PathBuf;
+use stackproof::images::manifest::Manifest;
+use stackproof::images::presence;
+use stackproof::images::store::Store;
+use std::path::{Path, PathBuf};
 
 /// What a test needs besides QEMU.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,8 +53,8 @@ impl Host {
         Host {
             qemu: on_path("qemu-system-x86_64"),
             memory: available_memory(),
-            probe_guest: None,
-            node_image: None,
+            probe_guest: built("probe-guest"),
+            node_image: built("debian-13-node"),
         }
     }
 
@@ -73,6 +76,21 @@ impl Host {
         }
         None
     }
+}
+
+/// The store of the command line's default, so that `stackproof images build` fills it.
+pub fn store() -> Option<Store> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = || set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    let root = set("STACKPROOF_STORE").or_else(|| Some(cache()?.join("stackproof")))?;
+    Store::open(root).ok()
+}
+
+/// The disk of a built recipe.
+fn built(name: &str) -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = Manifest::load(&root.join(format!("images/{name}.toml"))).ok()?;
+    presence(&manifest, &store()?).disk()
 }
 
 fn on_path(tool: &str) -> bool {

@@ -7,6 +7,8 @@ use super::table::Table;
 use super::view::human_bytes;
 use super::{finish, print};
 use crate::error::{Error, Result};
+use crate::host::Mirrors;
+use crate::images::build::{Builder, Built};
 use crate::images::inspect::{Inspection, inspect};
 use crate::images::manifest::{Kind, Manifest, Manifests, load_dir};
 use crate::images::store::Store;
@@ -45,8 +47,8 @@ async fn act(work: Work, verb: Images) -> Result<String> {
             let wanted = all_of(&manifests, &names)?;
             let mut said = String::new();
             for manifest in wanted {
-                let path = build(&work, &store, manifest).await?;
-                said += &format!("{}  {}\n", manifest.name, path.display());
+                let built = build(&work, &store, manifest).await?;
+                said += &format!("{}  {}\n", manifest.name, built.disk().display());
             }
             Ok(said)
         }
@@ -69,10 +71,15 @@ pub async fn fetch(work: &Work, store: &Store, manifest: &Manifest) -> Result<Pa
     crate::images::fetch::fetch(store, manifest, &options, &work.patience()).await
 }
 
-/// Builds a recipe, if it is not in the store as it stands; returns the disk.
-pub async fn build(_work: &Work, _store: &Store, manifest: &Manifest) -> Result<PathBuf> {
-    let why = "the room `images::build` is not joined to the command line yet";
-    Err(Error::internal(why).at(&manifest.path, None))
+/// Builds a recipe, if it is not in the store as it stands.
+pub async fn build(work: &Work, store: &Store, manifest: &Manifest) -> Result<Built> {
+    let mirrors = match &work.env.debian_mirror {
+        Some(given) => Some(Mirrors::given(given)),
+        None => Mirrors::of_apt(Path::new("/etc/apt")),
+    };
+    let (store, logs) = (store.clone(), work.env.store.join("logs"));
+    let builder = Builder { store, mirrors, logs, patience: work.patience() };
+    builder.build(manifest, &super::e2e::packages(&manifest.name)).await
 }
 
 fn all_of<'m>(manifests: &'m Manifests, names: &[String]) -> Result<Vec<&'m Manifest>> {

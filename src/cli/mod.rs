@@ -63,11 +63,25 @@ pub fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<ExitCode> {
     let session = Session::new(Environment::read(&cli.global)?)?;
+    sweep(&session);
     match cli.verb {
         Verb::E2e(args) => e2e::run(session, args).await,
         Verb::Images(verb) => images::run(session, verb).await,
         Verb::Host(verb) => host::run(session, verb).await,
         Verb::Bench(args) => bench::run(session, args).await,
+    }
+}
+
+/// Removes what killed runs left. Failing at it must not keep anybody from what he asked for.
+fn sweep(session: &Session) {
+    let runs = e2e::runs(&session.env.store);
+    match crate::lab::rundir::sweep(&runs) {
+        Ok(removed) => {
+            for path in removed {
+                session.events.info(format!("removed {}, left by a killed run", path.display()));
+            }
+        }
+        Err(e) => session.events.warning(format!("runs could not be swept: {e}")),
     }
 }
 

@@ -19,8 +19,8 @@ use tokio::task::JoinHandle;
 pub struct Session {
     pub env: Environment,
     pub redactor: Redactor,
+    pub events: Events,
     stop: Stop,
-    events: Events,
     reader: JoinHandle<Record>,
     end: oneshot::Sender<()>,
     start: Instant,

@@ -1,7 +1,7 @@
 //! Which image the instance boots, and who logs in to it.
 
 use crate::cli::args::E2e;
-use crate::cli::images::{fetch, missing};
+use crate::cli::images::{build, fetch, missing};
 use crate::cli::record::NotRun;
 use crate::cli::session::Work;
 use crate::error::{Error, Result};
@@ -9,6 +9,7 @@ use crate::images::inspect::inspect;
 use crate::images::manifest::{Format, Manifest, Manifests};
 use crate::images::store::Store;
 use crate::images::{Presence, presence};
+use crate::lab::BootImage;
 use std::path::{Path, PathBuf};
 
 /// What was asked for, known to exist, not fetched or built yet.
@@ -88,7 +89,7 @@ impl<'m> Wanted<'m> {
 pub async fn bring(work: &Work, store: &Store, manifest: &Manifest) -> Result<PathBuf> {
     if manifest.is_recipe() {
         // The builder alone knows whether what is there is of the recipe as it stands.
-        return crate::cli::images::build(work, store, manifest).await;
+        return Ok(build(work, store, manifest).await?.disk());
     }
     match presence(manifest, store).disk() {
         Some(disk) => Ok(disk),
@@ -97,6 +98,17 @@ pub async fn bring(work: &Work, store: &Store, manifest: &Manifest) -> Result<Pa
             None => e.hint(missing(manifest, store).hint_text().unwrap_or_default()),
         }),
     }
+}
+
+/// What a node boots from a known image: the kernel directly where the image was built here.
+pub async fn boot_image(work: &Work, store: &Store, manifest: &Manifest) -> Result<BootImage> {
+    if !manifest.is_recipe() {
+        let disk = bring(work, store, manifest).await?;
+        return Ok(BootImage { disk, kernel: None, initrd: None, append: String::new() });
+    }
+    let built = build(work, store, manifest).await?;
+    let (kernel, initrd) = (Some(built.kernel()), Some(built.initrd()));
+    Ok(BootImage { disk: built.disk(), kernel, initrd, append: built.cmdline()? })
 }
 
 /// The images that people use and this run did not, with the reason: a run with one image proves

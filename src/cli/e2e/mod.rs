@@ -1,6 +1,7 @@
 //! `stackproof e2e`: a cluster booted, a cloud provisioned on it, and the proof that it works.
 
 mod instance;
+mod logs;
 mod rooms;
 mod summary;
 
@@ -8,16 +9,20 @@ use super::args::E2e;
 use super::root::Root;
 use super::session::{Session, Work};
 use super::{finish, print, write};
+use crate::engine::apply::Report;
 use crate::error::{Error, Result};
 use crate::event::{Check, Event, Status};
 use crate::images::manifest::{Manifests, load_dir};
 use crate::images::store::Store;
+use crate::lab::BootImage;
 use crate::lab::spec::LabSpec;
 use instance::Wanted;
+use logs::Logs;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
+
+pub use rooms::{hypervisor, packages, runs};
 
 pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {
     let json = args.json.as_ref().map(|path| session.env.cwd.join(path));
@@ -45,32 +50,38 @@ async fn act(work: Work, args: E2e) -> Result<()> {
         known.map_err(|e| e.at(&spec.file, Some(node.image_line)))?;
     }
     let store = Store::open(&work.env.store)?;
-    let logs = logs_folder(&work, &args);
     work.learn(|facts| facts.not_run = instance::not_run(&wanted, &manifests, &store));
 
     let events = work.events.clone();
-    events.phase("host", rooms::host(&work, &spec, &store)).await?;
-    let (instance, disks) = events
+    let hypervisor = events.phase("host", rooms::host(&spec, &store)).await?;
+    let (instance, images) = events
         .phase("images", async {
-            let disks = node_disks(&work, &spec, &manifests, &store).await?;
-            Ok::<_, Error>((wanted.obtain(&work, &store).await?, disks))
+            let images = node_images(&work, &spec, &manifests, &store).await?;
+            Ok::<_, Error>((wanted.obtain(&work, &store).await?, images))
         })
         .await?;
-    let accelerator = events.phase("accelerator", rooms::accelerator(&work, &store)).await?;
-    let boot = rooms::boot(&work, &spec, &disks, &accelerator, &logs, args.keep);
-    let cluster = events.phase("boot", boot).await?;
+    let accel = events.phase("accelerator", rooms::accelerator(&work, &hypervisor)).await?;
+    let logs = Logs::open(&work, &args)?;
+    let boot =
+        rooms::Boot { images: &images, hypervisor, accel, logs: &logs.folder, keep: args.keep };
+    let cluster = events.phase("boot", rooms::boot(&work, &spec, boot)).await?;
 
-    let outcome = prove(&work, &spec, &cluster, &instance, &args).await;
-    if outcome.is_err() {
-        let saved = events.phase("evidence", cluster.save_evidence(&work, &logs)).await;
-        match saved {
-            Ok(()) => work.learn(|facts| facts.logs = Some(logs)),
+    let mut outcome = prove(&work, &spec, &cluster, &instance, &args).await;
+    if let Err(error) = outcome {
+        let saved = events.phase("evidence", cluster.save_evidence(&work, &logs.folder)).await;
+        outcome = Err(match saved {
+            Ok(causes) => error.evidence(causes),
             // The first error is the one that explains.
-            Err(e) => events.warning(format!("the evidence could not be saved: {e}")),
-        }
+            Err(e) => {
+                events.warning(format!("the evidence could not be saved: {e}"));
+                error
+            }
+        });
     }
     let down = events.phase("teardown", cluster.down()).await;
-    outcome.and(down)
+    outcome.and(down)?;
+    logs.discard(&work, args.keep);
+    Ok(())
 }
 
 /// From a booted cluster to the verdict.
@@ -82,73 +93,90 @@ async fn prove(
     args: &E2e,
 ) -> Result<()> {
     let events = &work.events;
-    let plan = rooms::plan(work, spec)?;
-    events.phase("provision", cluster.apply(work, &plan)).await?;
+    let declared = rooms::declare(work, spec)?;
+    let first = events.phase("provision", cluster.apply(&declared.plan)).await?;
+    let changed = first.changed.len();
+    events.info(format!("{changed} resources changed, {} as declared", first.unchanged));
     events
         .phase("second-run", async {
             let start = Instant::now();
-            let changed = cluster.apply(work, &plan).await?;
-            let check = second_run(&changed, start.elapsed().as_secs_f64());
-            let passed = check.status == Status::Pass;
+            let report = cluster.apply(&declared.plan).await?;
+            let check = second_run(&report, start.elapsed().as_secs_f64());
+            let error = (check.status != Status::Pass).then(|| {
+                Error::provision("the second run changed something")
+                    .evidence(check.evidence.lines())
+                    .hint("compare what these resources observe with what they apply")
+            });
             events.send(Event::Check(check));
-            if passed {
-                return Ok(());
-            }
-            Err(Error::provision("the second run changed something").evidence(changed).hint(
-                "a resource does not see that it is as declared: compare its probe with its apply",
-            ))
+            error.map_or(Ok(()), Err)
         })
         .await?;
-    events.phase("proof", cluster.prove(work, spec, &plan, instance, args.keep)).await
+    events.phase("proof", cluster.prove(work, &declared, instance, args.keep)).await
 }
 
-/// The check that nothing was left to change; `changed` names every resource that was.
-fn second_run(changed: &[String], seconds: f64) -> Check {
-    let (status, evidence) = if changed.is_empty() {
-        (Status::Pass, "every resource was observed as declared".into())
+/// The check that nothing was left to change, and that something was looked at.
+fn second_run(report: &Report, seconds: f64) -> Check {
+    let changed = report.changed.iter();
+    let mut lines: Vec<String> = changed
+        .map(|c| {
+            format!("{} of {} on {}: {}", c.resource, c.step, c.node, c.differences.join(", "))
+        })
+        .collect();
+    lines.extend(report.restarts.iter().map(|unit| format!("restarted {unit}")));
+    if report.unchanged == 0 {
+        lines.push("no resource was observed".into());
+    }
+    let (status, evidence) = if lines.is_empty() {
+        (Status::Pass, format!("{} resources observed as declared", report.unchanged))
     } else {
-        (Status::Fail, format!("{} changed: {}", changed.len(), changed.join(", ")))
+        (Status::Fail, lines.join("\n"))
     };
     Check { name: "second run changes nothing".into(), status, seconds, evidence }
 }
 
-/// The disk of every image that a node boots, by the image's name.
-async fn node_disks(
+/// What the nodes boot, by the name of the image.
+async fn node_images(
     work: &Work,
     spec: &LabSpec,
     manifests: &Manifests,
     store: &Store,
-) -> Result<BTreeMap<String, PathBuf>> {
-    let mut disks = BTreeMap::new();
+) -> Result<BTreeMap<String, BootImage>> {
+    let mut images = BTreeMap::new();
     for node in &spec.nodes {
-        if !disks.contains_key(&node.image) {
+        if !images.contains_key(&node.image) {
             let manifest = manifests.get(&node.image)?;
-            let disk = instance::bring(work, store, manifest).await?;
-            disks.insert(node.image.clone(), disk);
+            images.insert(node.image.clone(), instance::boot_image(work, store, manifest).await?);
         }
     }
-    Ok(disks)
-}
-
-/// `--log-dir`, else a folder of this run in the store.
-fn logs_folder(work: &Work, args: &E2e) -> PathBuf {
-    if let Some(given) = &args.log_dir {
-        return work.env.cwd.join(given);
-    }
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let name = format!("e2e-{}-{}", since.as_secs(), std::process::id());
-    work.env.store.join("logs").join(name)
+    Ok(images)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::apply::Change;
 
     #[test]
-    fn a_second_run_that_changed_something_fails_and_names_it() {
-        let check = second_run(&["file /etc/hosts@openstack1".into()], 1.0);
+    fn a_second_run_that_changed_or_restarted_something_fails_and_names_it() {
+        let change = Change {
+            node: "openstack1".into(),
+            step: "base".into(),
+            resource: "file /etc/hosts".into(),
+            differences: vec!["one line".into()],
+        };
+        let changed = Report { changed: vec![change], unchanged: 9, ..Report::default() };
+        let check = second_run(&changed, 1.0);
         assert_eq!(check.status, Status::Fail);
         assert!(check.evidence.contains("/etc/hosts"), "{}", check.evidence);
-        assert_eq!(second_run(&[], 1.0).status, Status::Pass);
+        let restarts = vec!["unit nova on openstack1".into()];
+        let restarted = Report { restarts, unchanged: 9, ..Report::default() };
+        assert_eq!(second_run(&restarted, 1.0).status, Status::Fail);
+    }
+
+    #[test]
+    fn a_second_run_passes_only_when_it_looked_at_something() {
+        let looked = Report { unchanged: 3, ..Report::default() };
+        assert_eq!(second_run(&looked, 1.0).status, Status::Pass);
+        assert_eq!(second_run(&Report::default(), 1.0).status, Status::Fail);
     }
 }

@@ -1,0 +1,122 @@
+//! What is read on the nodes after a failure, and where it is kept.
+
+use crate::diagnose::{Role, Text, collect_plan};
+use crate::engine::inventory::Node;
+use crate::error::{Context, Kind, Result};
+use crate::lab::spec::LabSpec;
+use crate::secret::Redactor;
+use crate::wait::Patience;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// For everything of one node, on the reference machine.
+const PER_NODE: Duration = Duration::from_secs(90);
+/// For one command of it.
+const PER_COMMAND: Duration = Duration::from_secs(10);
+
+/// Reads journals and service logs of all nodes at once. A node that does not answer gives what it
+/// gave until then.
+pub async fn gather(
+    nodes: &[Node],
+    spec: &LabSpec,
+    patience: &Patience,
+    redactor: &Redactor,
+) -> Vec<Text> {
+    let mut readers = JoinSet::new();
+    for node in nodes {
+        let (node, patience, redactor) = (node.clone(), patience.clone(), redactor.clone());
+        let plan = collect_plan(&roles(spec, &node.name));
+        readers.spawn(async move { of_node(&node, plan, &patience, &redactor).await });
+    }
+    let mut texts: Vec<Text> = readers.join_all().await.into_iter().flatten().collect();
+    texts.sort_by(|a, b| a.name.cmp(&b.name));
+    texts
+}
+
+async fn of_node(
+    node: &Node,
+    plan: Vec<(String, String)>,
+    patience: &Patience,
+    redactor: &Redactor,
+) -> Vec<Text> {
+    let mut texts = Vec::new();
+    let total = plan.len() as u64;
+    let read = async {
+        for (done, (file, command)) in plan.into_iter().enumerate() {
+            patience.events.node(&node.name, format!("reading {file}"), done as u64, total);
+            let run = async { node.shell.script(command).await };
+            let what = format!("{file} of {}", node.name);
+            // What cannot be read is itself worth a line.
+            let content = match patience.within(&what, PER_COMMAND, &node.death, run).await {
+                Ok(out) => String::from_utf8_lossy(&out.stdout).into_owned(),
+                Err(e) => format!("(not read: {e})\n"),
+            };
+            let name = format!("{}/{file}", node.name);
+            texts.push(Text { name, content: redactor.clean(&content) });
+        }
+        Ok(())
+    };
+    let what = format!("the evidence of {}", node.name);
+    // Late or dead: what was read until then is what there is.
+    let _ = patience.within(&what, PER_NODE, &node.death, read).await;
+    texts
+}
+
+fn roles(spec: &LabSpec, node: &str) -> Vec<Role> {
+    let named = spec.nodes.iter().find(|n| n.name == node);
+    named
+        .into_iter()
+        .flat_map(|n| &n.roles)
+        .filter_map(|role| match role.as_str() {
+            "controller" => Some(Role::Controller),
+            "network" => Some(Role::Network),
+            "compute" => Some(Role::Compute),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Writes the texts below `folder`: folders 0700, files 0600, without secrets.
+pub fn save(texts: &[Text], folder: &Path, redactor: &Redactor) -> Result<()> {
+    for text in texts {
+        let path = folder.join(&text.name);
+        let write = || -> std::io::Result<()> {
+            let parent = path.parent().unwrap_or(folder);
+            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&path)?;
+            file.write_all(redactor.clean(&text.content).as_bytes())
+        };
+        write().doing(Kind::Host, || format!("{} cannot be written", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_is_saved_is_private_and_has_no_secret() {
+        let redactor = Redactor::default();
+        redactor.add(&Secret::new("0123456789"));
+        let dir = tempfile::tempdir().unwrap();
+        let text = Text { name: "n/nova.log".into(), content: "password=0123456789\n".into() };
+        save(&[text], dir.path(), &redactor).unwrap();
+        let path = dir.path().join("n/nova.log");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "password=[secret]\n");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let folder = path.parent().unwrap();
+        assert_eq!(std::fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+}

@@ -1,0 +1,351 @@
+//! The rooms of the house joined into one run: what each phase calls. Everything that knows two
+//! rooms at once is here and nowhere else.
+
+mod evidence;
+mod login;
+
+use super::instance::Instance;
+use crate::cli::session::Work;
+use crate::cloud::http::Connector;
+use crate::cloud::proof::console::ConsoleStyle;
+use crate::cloud::proof::{self, Daemon, ProofInputs, Subnets, World};
+use crate::cloud::session::Credentials;
+use crate::cloud::url::Url;
+use crate::diagnose::{Text, causes};
+use crate::engine::apply::{Engine, Report};
+use crate::engine::inventory::{Family, Node};
+use crate::engine::journal::Journal;
+use crate::engine::plan::Plan;
+use crate::engine::ssh;
+use crate::engine::transport::{Connector as Reconnect, Ssh, Stream};
+use crate::error::{Error, Kind, Result};
+use crate::images::store::Store;
+use crate::lab::accel::{self, Accel};
+use crate::lab::admission::{self, Room};
+use crate::lab::hypervisor::Hypervisor;
+use crate::lab::outside::Leg;
+use crate::lab::spec::{LabSpec, NodeSpec};
+use crate::lab::{BootImage, Lab, LabOptions};
+use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const PROBE_GUEST: &str = "probe-guest";
+/// Of one TCP connection to a node, on the reference machine.
+const CONNECTING: Duration = Duration::from_secs(10);
+/// Every node runs so many steps at once: more only thrash two emulated cores.
+const STEPS_PER_NODE: usize = 3;
+/// So many likely causes are told with an error.
+const CAUSES: usize = 3;
+
+/// The host's QEMU, found good.
+pub async fn hypervisor() -> Result<Hypervisor> {
+    Hypervisor::find(Path::new("qemu-system-x86_64"), Path::new("qemu-img")).await
+}
+
+/// QEMU, memory and disk, before anything is fetched.
+pub async fn host(spec: &LabSpec, store: &Store) -> Result<Hypervisor> {
+    let hypervisor = hypervisor().await?;
+    admission::check(spec, Room::look(store.root())?, store.root())?;
+    Ok(hypervisor)
+}
+
+/// Measures, sets the speed that scales every deadline, and notes both in the record.
+pub async fn accelerator(work: &Work, hypervisor: &Hypervisor) -> Result<Accel> {
+    let scratch = tempfile::tempdir()
+        .map_err(|e| Error::host("a temporary folder cannot be made").because(e))?;
+    let judged = accel::judge(hypervisor, scratch.path()).await?;
+    work.speed.set(judged.speed);
+    let name = judged.accel.to_string();
+    work.events.info(format!(
+        "{name}: deadlines times {:.1} (KVM: {}; TCG: {})",
+        work.speed.factor(),
+        judged.kvm,
+        judged.tcg
+    ));
+    work.learn(|facts| facts.accelerator = Some(name.to_lowercase()));
+    Ok(judged.accel)
+}
+
+/// What the roles declare for a lab.
+pub struct Declared {
+    pub plan: Arc<Plan>,
+    pub admin: Credentials,
+    pub region: String,
+}
+
+/// The roles of the lab's nodes as a plan for the engine. Secrets are generated here, one each, and
+/// made known to the redactor before they are used.
+pub fn declare(_work: &Work, _spec: &LabSpec) -> Result<Declared> {
+    Err(Error::internal("the roles are not written yet"))
+}
+
+/// The packages that are baked into a recipe's image beside its own: those that roles declare.
+pub fn packages(_recipe: &str) -> Vec<String> {
+    Vec::new()
+}
+
+/// A booted lab that answers to SSH. Dropping it ends every machine and removes the run's files.
+pub struct Cluster {
+    lab: Lab,
+    nodes: Vec<Node>,
+    engine: Engine,
+    /// What the proof kept, for the evidence.
+    kept: Mutex<Vec<Text>>,
+}
+
+pub struct Boot<'a> {
+    pub images: &'a BTreeMap<String, BootImage>,
+    pub hypervisor: Hypervisor,
+    pub accel: Accel,
+    pub logs: &'a Path,
+    pub keep: bool,
+}
+
+pub async fn boot(work: &Work, spec: &LabSpec, boot: Boot<'_>) -> Result<Cluster> {
+    let options = LabOptions {
+        run_root: runs(&work.env.store),
+        hypervisor: boot.hypervisor,
+        accel: boot.accel,
+        keep: boot.keep,
+        logs: Some(boot.logs.to_owned()),
+    };
+    let image = |name: &str| {
+        let found = boot.images.get(name).cloned();
+        found.ok_or_else(|| Error::internal(format!("the image {name} was not brought in")))
+    };
+    let patience = work.patience();
+    let lab = Lab::start(spec, image, &options, &patience, &work.redactor).await?;
+    let nodes = lab.nodes().iter().map(|n| reach(&lab, n, work)).collect::<Result<Vec<_>>>()?;
+    let journal = Journal::open(boot.logs.join("engine.log"), work.redactor.clone())?;
+    let engine = Engine::new(nodes.clone(), patience, journal).per_node(STEPS_PER_NODE);
+    Ok(Cluster { lab, nodes, engine, kept: Mutex::default() })
+}
+
+/// Where runs have their folders.
+pub fn runs(store: &Path) -> std::path::PathBuf {
+    store.join("runs")
+}
+
+/// A machine of the lab as a node of the engine: SSH through our leg, with the pinned key.
+fn reach(lab: &Lab, machine: &crate::lab::Node, work: &Work) -> Result<Node> {
+    let (network, address) = machine.login.clone();
+    let leg = leg(lab, &network)?;
+    let speed = work.speed.clone();
+    let at = SocketAddrV4::new(address, 22);
+    let connect: Reconnect = Arc::new(move || {
+        let (leg, limit) = (leg.clone(), speed.scale(CONNECTING));
+        Box::pin(async move {
+            let stream = leg.connect(at, limit).await?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    });
+    let name = machine.name();
+    let key = ssh::Key::from_openssh(&lab.login_key().private_pem())?;
+    let host_key = ssh::HostKey::Pinned(machine.host_key.clone());
+    let shell = Ssh::new(name, lab.login_user(), key, host_key, connect);
+    // Only Debian is provisioned today: the recipe `debian-13-node`.
+    let mut node = Node::new(name, Family::Debian, Arc::new(shell)).death(machine.vm.death());
+    for nic in &machine.spec.nics {
+        if let Some(address) = nic.address {
+            node = node.address(nic.network.as_str(), address);
+        }
+    }
+    Ok(node)
+}
+
+fn leg(lab: &Lab, network: &str) -> Result<Leg> {
+    lab.leg(network).cloned().ok_or_else(|| {
+        Error::input(format!("the network `{network}` has no `outside` address"))
+            .at(&lab.spec().file, None)
+            .hint("the proof needs a leg of ours on `management` and on `external`")
+    })
+}
+
+impl Cluster {
+    /// Brings the nodes to the plan.
+    pub async fn apply(&self, plan: &Arc<Plan>) -> Result<Report> {
+        self.engine.apply(plan.clone(), &self.lab.death()).await
+    }
+
+    /// The whole story of the proof. Its checks are sent as events; what failed is the error.
+    pub async fn prove(
+        &self,
+        work: &Work,
+        declared: &Declared,
+        instance: &Instance,
+        keep: bool,
+    ) -> Result<()> {
+        let inputs = self.inputs(work, declared, instance, keep)?;
+        let management = leg(&self.lab, "management")?;
+        let world = World {
+            api: Arc::new(management) as Arc<dyn Connector>,
+            outside: Arc::new(leg(&self.lab, "external")?),
+            login: Arc::new(login::SshLogin),
+            wire: Arc::new(self.lab.switch().network("management")),
+        };
+        let outcome = proof::prove(inputs, world).await?;
+        let passed = outcome.passed();
+        let failure = outcome.first_failure().map(|check| {
+            Error::new(Kind::Proof, format!("`{}` failed", check.name))
+                .evidence(check.evidence.lines())
+        });
+        let logs = outcome.logs.into_iter().map(|(name, content)| Text { name, content });
+        self.kept.lock().unwrap_or_else(|p| p.into_inner()).extend(logs);
+        match failure {
+            Some(e) => Err(e),
+            None if passed => Ok(()),
+            None => Err(Error::new(Kind::Proof, "not every check was run")),
+        }
+    }
+
+    fn inputs(
+        &self,
+        work: &Work,
+        declared: &Declared,
+        instance: &Instance,
+        keep: bool,
+    ) -> Result<ProofInputs> {
+        let spec = self.lab.spec();
+        let controller = with_role(spec, "controller")?;
+        let network = with_role(spec, "network")?;
+        let compute = with_role(spec, "compute")?;
+        let address = |node: &NodeSpec| {
+            node.address_on("management").ok_or_else(|| {
+                Error::input(format!("{} has no address on `management`", node.name))
+                    .at(&spec.file, Some(node.line))
+            })
+        };
+        let names = spec
+            .nodes
+            .iter()
+            .map(|node| Ok((node.name.clone(), address(node)?)))
+            .collect::<Result<_>>()?;
+        Ok(ProofInputs {
+            auth_url: Url::parse(&format!("http://{}:5000/v3", controller.name))?,
+            admin: declared.admin.clone(),
+            region: declared.region.clone(),
+            names,
+            services: ["identity", "image", "placement", "compute", "network"]
+                .map(str::to_owned)
+                .into(),
+            agents: agents(spec),
+            compute_services: compute_services(spec),
+            compute_host: compute.name.clone(),
+            tunnel: (address(network)?, address(compute)?),
+            image: proof::Image {
+                path: instance.disk.clone(),
+                name: instance.name.clone(),
+                user: instance.user.clone(),
+                virtual_size: instance.virtual_size,
+                console: console_style(&instance.name),
+                // It lives in memory; all others keep the key that they made on their disk.
+                keeps_host_key: instance.name != PROBE_GUEST,
+            },
+            subnets: Subnets::default(),
+            keep_public: keep,
+            patience: work.patience(),
+            death: self.lab.death(),
+            redactor: work.redactor.clone(),
+        })
+    }
+
+    /// Journals and service logs, without secrets, into `logs`, where the consoles are already.
+    /// Returns what likely caused the failure.
+    pub async fn save_evidence(&self, work: &Work, logs: &Path) -> Result<Vec<String>> {
+        let spec = self.lab.spec();
+        let mut texts = evidence::gather(&self.nodes, spec, &work.patience(), &work.redactor).await;
+        texts.append(&mut self.kept.lock().unwrap_or_else(|p| p.into_inner()));
+        evidence::save(&texts, logs, &work.redactor)?;
+        let causes = causes(&texts).into_iter().take(CAUSES);
+        Ok(causes
+            .map(|c| format!("{} ({}:{}: {})", c.meaning, c.text, c.line, c.excerpt))
+            .collect())
+    }
+
+    /// Ends the machines.
+    pub async fn down(self) -> Result<()> {
+        self.lab.stop().await
+    }
+}
+
+fn with_role<'s>(spec: &'s LabSpec, role: &str) -> Result<&'s NodeSpec> {
+    spec.nodes.iter().find(|n| n.roles.iter().any(|r| r == role)).ok_or_else(|| {
+        Error::input(format!("no node has the role `{role}`"))
+            .at(&spec.file, None)
+            .hint(format!("add \"{role}\" to the roles of a node"))
+    })
+}
+
+fn having<'s>(spec: &'s LabSpec, role: &'s str) -> impl Iterator<Item = &'s NodeSpec> {
+    spec.nodes.iter().filter(move |n| n.roles.iter().any(|r| r == role))
+}
+
+/// The Neutron agents that these roles bring, each once.
+fn agents(spec: &LabSpec) -> Vec<Daemon> {
+    let of_network = ["neutron-l3-agent", "neutron-dhcp-agent", "neutron-metadata-agent"];
+    let mut all: Vec<Daemon> = having(spec, "network")
+        .flat_map(|n| of_network.map(|binary| Daemon::new(binary, &n.name)))
+        .collect();
+    for node in having(spec, "network").chain(having(spec, "compute")) {
+        all.push(Daemon::new("neutron-openvswitch-agent", &node.name));
+    }
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn compute_services(spec: &LabSpec) -> Vec<Daemon> {
+    let of_controller = ["nova-conductor", "nova-scheduler"];
+    having(spec, "controller")
+        .flat_map(|n| of_controller.map(|binary| Daemon::new(binary, &n.name)))
+        .chain(having(spec, "compute").map(|n| Daemon::new("nova-compute", &n.name)))
+        .collect()
+}
+
+/// probe-guest keeps CirrOS's contract.
+fn console_style(image: &str) -> ConsoleStyle {
+    if image == PROBE_GUEST || image.starts_with("cirros") {
+        ConsoleStyle::cirros()
+    } else {
+        ConsoleStyle::generic()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(lab: &str) -> LabSpec {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        LabSpec::load(&root.join("vmtests/labs").join(lab)).unwrap()
+    }
+
+    #[test]
+    fn one_node_that_is_network_and_compute_has_one_switch_agent() {
+        let agents = agents(&spec("one-node.toml"));
+        let switches = agents.iter().filter(|d| d.binary.contains("openvswitch")).count();
+        assert_eq!((switches, agents.len()), (1, 4));
+    }
+
+    #[test]
+    fn two_nodes_have_the_agents_and_services_of_their_roles() {
+        let spec = spec("two-node.toml");
+        assert_eq!(agents(&spec).len(), 5);
+        let hosts: Vec<_> =
+            compute_services(&spec).into_iter().map(|d| (d.binary, d.host)).collect();
+        assert!(hosts.contains(&("nova-compute".into(), "openstack2".into())), "{hosts:?}");
+        assert!(hosts.contains(&("nova-scheduler".into(), "openstack1".into())), "{hosts:?}");
+    }
+
+    #[test]
+    fn a_lab_without_a_compute_node_is_an_input_error_that_names_the_role() {
+        let mut spec = spec("two-node.toml");
+        spec.nodes.retain(|n| n.name == "openstack1");
+        let e = with_role(&spec, "compute").unwrap_err();
+        assert_eq!(e.kind(), Kind::Input);
+        assert!(e.to_string().contains("compute"), "{e}");
+    }
+}

@@ -1,7 +1,7 @@
 //! What every node has before any service: names, clock, shell, logins (S1.1, S1.6, S1.8, S1.9,
 //! S2.5), and no service that it does not own.
 
-use super::context::{Follows, Context, on, resources};
+use super::context::{Context, Follows, on, resources};
 use super::topology::{Host, Role};
 use super::units;
 use crate::engine::plan::Step;
@@ -9,7 +9,8 @@ use crate::engine::resources::{
     Block, Directory, File, Hostname, Hosts, Lines, Locale, Masked, Unit,
 };
 
-pub const PACKAGES: &[&str] = &["chrony", "openssh-server", "locales", "sudo", "iproute2", "tcpdump"];
+pub const PACKAGES: &[&str] =
+    &["chrony", "openssh-server", "locales", "sudo", "iproute2", "tcpdump"];
 
 const CHRONY_CONF: &str = "/etc/chrony/chrony.conf";
 const SSHD_CONF: &str = "/etc/ssh/sshd_config.d/00-stackproof.conf";

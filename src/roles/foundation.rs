@@ -1,6 +1,6 @@
 //! The services under the services (S2.2 to S2.6): MariaDB, RabbitMQ, memcached, etcd.
 
-use super::context::{Follows, Context, on, resources};
+use super::context::{Context, Follows, on, resources};
 use super::topology::Host;
 use crate::engine::plan::Step;
 use crate::engine::resources::{Account, Database, EnvFile, File, RabbitUser, Ready, Unit};
@@ -26,12 +26,9 @@ fn drop_in(unit: &str) -> String {
 
 /// Services that bind the management address must not start before the node has it.
 fn after_network(unit: &str) -> File {
-    File::new(
-        drop_in(unit),
-        "[Unit]\nWants=network-online.target\nAfter=network-online.target\n",
-    )
-    .mode(0o644)
-    .owner("root", "root")
+    File::new(drop_in(unit), "[Unit]\nWants=network-online.target\nAfter=network-online.target\n")
+        .mode(0o644)
+        .owner("root", "root")
 }
 
 /// The databases of each service that has an account.
@@ -98,7 +95,9 @@ fn rabbitmq(cx: Context, host: &Host) -> Step {
             File::new(ENV, ENV_TEXT).mode(0o644).owner("root", "root"),
             epmd,
             after_network("rabbitmq-server"),
-            Unit::new("rabbitmq-server").reads([CONF, ENV, &drop_in("rabbitmq-server")]).ready(Ready::Port(5672)),
+            Unit::new("rabbitmq-server")
+                .reads([CONF, ENV, &drop_in("rabbitmq-server")])
+                .ready(Ready::Port(5672)),
             RabbitUser::new("openstack", cx.secrets.rabbit().clone()),
         ],
     )

@@ -1,6 +1,6 @@
 //! Images (S4.7): one store, the controller's own disk.
 
-use super::context::{Follows, Context, keys, on, resources};
+use super::context::{Context, Follows, keys, on, resources};
 use super::resources::{Conf, Heads, Schema};
 use crate::engine::plan::Step;
 use crate::engine::resources::{Ready, Unit};

@@ -1,6 +1,6 @@
 //! Identity (S2.1, S4.4 to S4.6): Fernet tokens, one region, one process.
 
-use super::context::{Follows, Context, keys, on, resources};
+use super::context::{Context, Follows, keys, on, resources};
 use super::resources::{Bootstrap, Conf, Endpoint, Heads, Identity, Schema, Service, User};
 use super::{glance, neutron, nova, placement, uwsgi};
 use crate::engine::plan::Step;
@@ -49,17 +49,18 @@ pub fn steps(cx: Context) -> Vec<Step> {
         }
     }
 
-    let users = [("glance", secrets.user("glance")), ("placement", secrets.user("placement")),
-        ("nova", secrets.user("nova")), ("neutron", secrets.user("neutron"))];
+    let users = [
+        ("glance", secrets.user("glance")),
+        ("placement", secrets.user("placement")),
+        ("nova", secrets.user("nova")),
+        ("neutron", secrets.user("neutron")),
+    ];
     let mut people: Vec<User> = users
         .into_iter()
         .map(|(name, password)| User {
             name: name.into(),
             password: password.clone(),
-            grants: vec![
-                ("service".into(), "admin".into()),
-                ("service".into(), "service".into()),
-            ],
+            grants: vec![("service".into(), "admin".into()), ("service".into(), "service".into())],
         })
         .collect();
     people.push(User {
@@ -119,8 +120,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
 
 /// Fernet wants 32 bytes in URL-safe base64; the secret holds them in hexadecimal.
 fn fernet_key(hex: &Secret) -> Secret {
-    const ALPHABET: &[u8; 64] =
-        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let digits: Vec<u32> = hex.reveal().chars().filter_map(|c| c.to_digit(16)).collect();
     let bytes: Vec<u32> = digits.chunks(2).map(|d| d[0] << 4 | d[1]).collect();
     let mut out = String::new();

@@ -1,7 +1,7 @@
 //! Networks (S3.1, S4.8): ML2 with Open vSwitch, VXLAN self-service networks and one flat provider
 //! network on br-ex.
 
-use super::context::{Follows, Context, keys, on, resources};
+use super::context::{Context, Follows, keys, on, resources};
 use super::resources::{Conf, Heads, Schema};
 use super::topology::{Host, Role};
 use super::{nova, uwsgi};
@@ -171,9 +171,7 @@ fn switching(cx: Context, host: &Host) -> Vec<Step> {
     let mut switch = resources![Unit::new("openvswitch-switch")];
     if let Some(nic) = external {
         // The NIC has no address of its own, but must be up to carry the bridge's frames.
-        switch.push(Box::new(
-            OvsBridge::new(EXTERNAL_BRIDGE).port(nic),
-        ));
+        switch.push(Box::new(OvsBridge::new(EXTERNAL_BRIDGE).port(nic)));
     }
     vec![
         cx.step("neutron/config-agents", host, config).follows([on("base", host)]),

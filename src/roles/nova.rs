@@ -1,7 +1,7 @@
 //! Servers: the API, the scheduler and the conductor on the controller, libvirt on the compute
 //! nodes.
 
-use super::context::{Follows, Context, Keys, keys, on, resources};
+use super::context::{Context, Follows, Keys, keys, on, resources};
 use super::resources::{Cells, Conf, Heads, HostsMapped, Schema};
 use super::topology::{Host, Role};
 use super::{glance, uwsgi};
@@ -194,14 +194,18 @@ fn compute(cx: Context, host: &Host) -> Vec<Step> {
             ],
         )
         .follows([on("base", host)]),
-        cx.step("nova/compute", host, resources![Unit::new("nova-compute").reads([CONF, COMPUTE_CONF])])
-            .follows([
-                on("nova/config-compute", host),
-                on("libvirt", host),
-                // It asks both before it registers.
-                on("nova/conductor", controller),
-                on("placement/service", controller),
-            ]),
+        cx.step(
+            "nova/compute",
+            host,
+            resources![Unit::new("nova-compute").reads([CONF, COMPUTE_CONF])],
+        )
+        .follows([
+            on("nova/config-compute", host),
+            on("libvirt", host),
+            // It asks both before it registers.
+            on("nova/conductor", controller),
+            on("placement/service", controller),
+        ]),
     ]
 }
 

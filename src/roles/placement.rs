@@ -1,6 +1,6 @@
 //! What the compute nodes have and what is taken of it.
 
-use super::context::{Follows, Context, keys, on, resources};
+use super::context::{Context, Follows, keys, on, resources};
 use super::resources::{Conf, Heads, Schema};
 use super::uwsgi;
 use crate::engine::plan::Step;
@@ -14,7 +14,10 @@ const CONF: &str = "/etc/placement/placement.conf";
 pub fn steps(cx: Context) -> Vec<Step> {
     let host = cx.controller();
     let conf = Conf::new(CONF, "placement")
-        .section("placement_database", keys!["connection" => cx.database_url("placement", "placement")])
+        .section(
+            "placement_database",
+            keys!["connection" => cx.database_url("placement", "placement")],
+        )
         .section("api", keys!["auth_strategy" => "keystone"])
         .section("keystone_authtoken", cx.authtoken("placement"))
         .section("oslo_policy", keys!["policy_dirs" => "/etc/placement/policy.d"]);

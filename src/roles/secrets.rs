@@ -35,7 +35,8 @@ impl Secrets {
     /// 128 random bits each, except the encryption keys, which have the 256 bits they need.
     pub fn generate() -> Result<Secrets> {
         let make = |name: &&str| {
-            let bytes = if name.starts_with("fernet") || name.starts_with("credential") { 32 } else { 16 };
+            let bytes =
+                if name.starts_with("fernet") || name.starts_with("credential") { 32 } else { 16 };
             let secret = Secret::generate(bytes)
                 .doing(Kind::Host, || "could not read random bytes".into())?;
             Ok((name.to_string(), secret))
@@ -49,8 +50,7 @@ impl Secrets {
             Ok(text) => {
                 let map: BTreeMap<String, String> = serde_json::from_str(&text)
                     .doing(Kind::Input, || format!("{}: not a secrets file", path.display()))?;
-                let secrets =
-                    Secrets(map.into_iter().map(|(k, v)| (k, Secret::new(v))).collect());
+                let secrets = Secrets(map.into_iter().map(|(k, v)| (k, Secret::new(v))).collect());
                 for name in NAMES {
                     if !secrets.0.contains_key(name) {
                         return Err(crate::error::Error::input(format!("no secret `{name}`"))

@@ -102,10 +102,7 @@ impl Topology {
     }
 
     pub fn controller(&self) -> &Host {
-        self.hosts
-            .iter()
-            .find(|h| h.has(Role::Controller))
-            .expect("checked: one controller")
+        self.hosts.iter().find(|h| h.has(Role::Controller)).expect("checked: one controller")
     }
 
     pub fn with(&self, role: Role) -> impl Iterator<Item = &Host> {

@@ -78,11 +78,7 @@ const SHIPPED: &[Shipped] = &[
 
 /// The units to mask on a node with these roles.
 pub fn not_owned_by(roles: &[Role]) -> Vec<&'static str> {
-    SHIPPED
-        .iter()
-        .filter(|s| !s.owners.iter().any(|r| roles.contains(r)))
-        .map(|s| s.unit)
-        .collect()
+    SHIPPED.iter().filter(|s| !s.owners.iter().any(|r| roles.contains(r))).map(|s| s.unit).collect()
 }
 
 #[cfg(test)]
@@ -92,10 +88,13 @@ mod tests {
     #[test]
     fn a_compute_node_masks_the_controller_and_keeps_its_own() {
         let masked = not_owned_by(&[Role::Compute]);
-        for unit in ["keystone.service", "mysql.service", "rabbitmq-server.service", "haproxy.service"] {
+        for unit in
+            ["keystone.service", "mysql.service", "rabbitmq-server.service", "haproxy.service"]
+        {
             assert!(masked.contains(&unit), "{unit}");
         }
-        for unit in ["nova-compute.service", "libvirtd.socket", "neutron-openvswitch-agent.service"] {
+        for unit in ["nova-compute.service", "libvirtd.socket", "neutron-openvswitch-agent.service"]
+        {
             assert!(!masked.contains(&unit), "{unit}");
         }
     }

@@ -4,6 +4,7 @@ mod instance;
 mod logs;
 mod rooms;
 mod summary;
+mod topology;
 
 use super::args::E2e;
 use super::root::Root;
@@ -66,7 +67,7 @@ async fn act(work: Work, args: E2e) -> Result<()> {
         rooms::Boot { images: &images, hypervisor, accel, logs: &logs.folder, keep: args.keep };
     let cluster = events.phase("boot", rooms::boot(&work, &spec, boot)).await?;
 
-    let mut outcome = prove(&work, &spec, &cluster, &instance, &args).await;
+    let mut outcome = prove(&work, &cluster, &instance, &args).await;
     if let Err(error) = outcome {
         let saved = events.phase("evidence", cluster.save_evidence(&work, &logs.folder)).await;
         outcome = Err(match saved {
@@ -87,13 +88,12 @@ async fn act(work: Work, args: E2e) -> Result<()> {
 /// From a booted cluster to the verdict.
 async fn prove(
     work: &Work,
-    spec: &LabSpec,
     cluster: &rooms::Cluster,
     instance: &instance::Instance,
     args: &E2e,
 ) -> Result<()> {
     let events = &work.events;
-    let declared = rooms::declare(work, spec)?;
+    let declared = cluster.declare(work)?;
     let first = events.phase("provision", cluster.apply(&declared.plan)).await?;
     let changed = first.changed.len();
     events.info(format!("{changed} resources changed, {} as declared", first.unchanged));

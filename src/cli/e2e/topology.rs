@@ -18,9 +18,8 @@ pub struct Networks {
 
 impl Networks {
     pub fn of(spec: &LabSpec) -> Result<Networks> {
-        let has_addresses = |network: &str| {
-            spec.nodes.iter().any(|n| n.address_on(network).is_some())
-        };
+        let has_addresses =
+            |network: &str| spec.nodes.iter().any(|n| n.address_on(network).is_some());
         let find = |with: bool, what: &str| {
             spec.networks
                 .iter()
@@ -49,8 +48,7 @@ fn host(node: &NodeSpec, networks: &Networks, spec: &LabSpec) -> Result<Host> {
 
 /// `login` is who the nodes were booted with, and its public keys.
 pub fn of(spec: &LabSpec, networks: &Networks, login: Login) -> Result<Topology> {
-    let hosts =
-        spec.nodes.iter().map(|n| host(n, networks, spec)).collect::<Result<Vec<_>>>()?;
+    let hosts = spec.nodes.iter().map(|n| host(n, networks, spec)).collect::<Result<Vec<_>>>()?;
     let management = spec.network(&networks.management).expect("found in this spec");
     let (notes, allow) = NTP_ALLOW;
     let in_notes = management.subnet.address.octets()[..2] == notes.octets()[..2];
@@ -83,7 +81,10 @@ mod tests {
     fn the_two_node_lab_is_a_controller_with_network_and_a_compute_node() {
         let spec = lab(|text| text);
         let networks = Networks::of(&spec).unwrap();
-        assert_eq!((networks.management.as_str(), networks.external.as_str()), ("management", "external"));
+        assert_eq!(
+            (networks.management.as_str(), networks.external.as_str()),
+            ("management", "external")
+        );
         let topology = of(&spec, &networks, login()).unwrap();
         assert_eq!(topology.controller().name, "openstack1");
         assert_eq!(topology.controller().external_nic.as_deref(), Some("external"));

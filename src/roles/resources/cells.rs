@@ -23,9 +23,8 @@ fn digest(text: &str) -> String {
 
 impl Cells {
     fn wanted(&self) -> [(&'static str, String); 2] {
-        let line = |db: &Secret, transport: &str| {
-            format!("{} {}", digest(transport), digest(db.reveal()))
-        };
+        let line =
+            |db: &Secret, transport: &str| format!("{} {}", digest(transport), digest(db.reveal()));
         [
             ("cell0", line(&self.cell0_database, NO_TRANSPORT)),
             ("cell1", line(&self.cell1_database, self.transport_url.reveal())),

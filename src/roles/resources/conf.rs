@@ -163,7 +163,9 @@ impl Resource for Conf {
                 Some(_) if new == "[secret]" => {
                     differs.push(format!("[{section}] {key}: differs"));
                 }
-                Some(old) => differs.push(format!("[{section}] {key}: {} -> {new}", old.join(", "))),
+                Some(old) => {
+                    differs.push(format!("[{section}] {key}: {} -> {new}", old.join(", ")))
+                }
                 None => differs.push(format!("[{section}] {key}: absent -> {new}")),
             }
         }

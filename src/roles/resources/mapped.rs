@@ -16,8 +16,9 @@ impl Resource for HostsMapped {
 
     fn probe(&self) -> Script {
         Script {
-            shell: "mariadb -N -B -e \"SELECT host FROM host_mappings\" nova_api 2>/dev/null || true\n"
-                .into(),
+            shell:
+                "mariadb -N -B -e \"SELECT host FROM host_mappings\" nova_api 2>/dev/null || true\n"
+                    .into(),
             inputs: vec![],
         }
     }

@@ -5,6 +5,7 @@ mod evidence;
 mod login;
 
 use super::instance::Instance;
+use super::topology::{self, Networks};
 use crate::cli::session::Work;
 use crate::cloud::http::Connector;
 use crate::cloud::proof::console::ConsoleStyle;
@@ -26,6 +27,9 @@ use crate::lab::hypervisor::Hypervisor;
 use crate::lab::outside::Leg;
 use crate::lab::spec::{LabSpec, NodeSpec};
 use crate::lab::{BootImage, Lab, LabOptions};
+use crate::roles;
+use crate::roles::secrets::Secrets;
+use crate::roles::topology::Login;
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::path::Path;
@@ -33,6 +37,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const PROBE_GUEST: &str = "probe-guest";
+/// The image that nodes boot; roles are baked into no other.
+const NODE_IMAGE: &str = "debian-13-node";
 /// Of one TCP connection to a node, on the reference machine.
 const CONNECTING: Duration = Duration::from_secs(10);
 /// Every node runs so many steps at once: more only thrash two emulated cores.
@@ -76,15 +82,12 @@ pub struct Declared {
     pub region: String,
 }
 
-/// The roles of the lab's nodes as a plan for the engine. Secrets are generated here, one each, and
-/// made known to the redactor before they are used.
-pub fn declare(_work: &Work, _spec: &LabSpec) -> Result<Declared> {
-    Err(Error::internal("the roles are not written yet"))
-}
-
 /// The packages that are baked into a recipe's image beside its own: those that roles declare.
-pub fn packages(_recipe: &str) -> Vec<String> {
-    Vec::new()
+pub fn packages(recipe: &str) -> Vec<String> {
+    match recipe {
+        NODE_IMAGE => roles::packages().into_iter().map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// A booted lab that answers to SSH. Dropping it ends every machine and removes the run's files.
@@ -165,6 +168,27 @@ fn leg(lab: &Lab, network: &str) -> Result<Leg> {
 }
 
 impl Cluster {
+    /// The roles of the lab's nodes as a plan for the engine. Secrets are generated here, one each,
+    /// and made known to the redactor before they are used.
+    pub fn declare(&self, work: &Work) -> Result<Declared> {
+        let secrets = Secrets::generate()?;
+        secrets.hide_in(&work.redactor);
+        let login = Login {
+            user: self.lab.login_user().into(),
+            authorized_keys: vec![self.lab.login_key().public_line()],
+        };
+        let spec = self.lab.spec();
+        let topology = topology::of(spec, &Networks::of(spec)?, login)?;
+        let admin = Credentials {
+            user: "admin".into(),
+            password: secrets.admin().clone(),
+            project: "admin".into(),
+            domain: "Default".into(),
+        };
+        let plan = Arc::new(roles::plan(&topology, &secrets)?);
+        Ok(Declared { plan, admin, region: topology.region })
+    }
+
     /// Brings the nodes to the plan.
     pub async fn apply(&self, plan: &Arc<Plan>) -> Result<Report> {
         self.engine.apply(plan.clone(), &self.lab.death()).await

@@ -42,7 +42,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
         // Key 1 signs; key 0 is the next in line.
         for (number, name) in [("0", format!("{repository}.next")), ("1", repository.to_owned())] {
             config.push(Box::new(
-                File::secret(&format!("{dir}/{number}"), fernet_key(secrets.key(&name)).reveal())
+                File::secret(format!("{dir}/{number}"), fernet_key(secrets.key(&name)).reveal())
                     .owner("keystone", "keystone")
                     .mode(0o600),
             ));

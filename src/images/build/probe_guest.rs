@@ -10,6 +10,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::host::tool::Tool;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -191,9 +192,9 @@ fn follow(tree: &Path, program: &[u8], found: &mut BTreeMap<String, Vec<u8>>) ->
         .ok_or_else(|| Error::image("a program of the packages is no 64-bit ELF file"))?;
     if let Some(loader) = needs.interpreter {
         let place = loader.trim_start_matches('/').to_owned();
-        if !found.contains_key(&place) {
-            let name = place.rsplit('/').next().unwrap_or_default().to_owned();
-            found.insert(place, library(tree, &name)?);
+        if let Entry::Vacant(slot) = found.entry(place) {
+            let name = slot.key().rsplit('/').next().unwrap_or_default().to_owned();
+            slot.insert(library(tree, &name)?);
         }
     }
     for name in needs.libraries {

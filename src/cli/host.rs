@@ -2,11 +2,12 @@
 
 use super::args::Host;
 use super::session::{Session, Work};
+use super::table::Table;
 use super::view::human_bytes;
 use super::{e2e, finish, print, write};
 use crate::error::{Error, Result};
+use crate::host::{self, DeviceState, HostReport, Need, NeedState};
 use crate::lab::accel::{self, Judgement, Trial};
-use crate::lab::admission::Room;
 use crate::lab::hypervisor::Hypervisor;
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -16,31 +17,54 @@ pub async fn run(session: Session, verb: Host) -> Result<ExitCode> {
         .conduct(|work| async move {
             match verb {
                 Host::Check { json } => check(&work, json).await,
-                Host::Setup => setup().await,
+                Host::Setup => setup(&work).await.map(drop),
             }
         })
         .await;
     finish(&record, out)
 }
 
+/// Installs what is missing, or fails with the command that does.
+pub async fn setup(work: &Work) -> Result<HostReport> {
+    make_store(work)?;
+    let logs = work.env.store.join("logs");
+    std::fs::create_dir_all(&logs)
+        .map_err(|e| Error::host("the folder of logs cannot be made").at(&logs, None).because(e))?;
+    host::ensure_tools(&work.env.store, &logs.join("setup.log"), &work.events).await
+}
+
+fn make_store(work: &Work) -> Result<()> {
+    std::fs::create_dir_all(&work.env.store)
+        .map_err(|e| Error::host("the store cannot be made").at(&work.env.store, None).because(e))
+}
+
 /// Shows what was found, also where something is missing: then that is the error.
 async fn check(work: &Work, json: bool) -> Result<()> {
-    std::fs::create_dir_all(&work.env.store).map_err(|e| {
-        Error::host("the store cannot be made").at(&work.env.store, None).because(e)
-    })?;
-    let room = Room::look(&work.env.store)?;
-    let qemu = e2e::hypervisor().await;
-    let judged = match &qemu {
-        Ok(hypervisor) => Some(work.events.phase("accelerator", judge(hypervisor)).await?),
+    make_store(work)?;
+    let report = host::inspect(&work.env.store).await;
+    let judged = match e2e::hypervisor().await {
+        Ok(hypervisor) => Some(work.events.phase("accelerator", judge(&hypervisor)).await?),
         Err(_) => None,
     };
     let text = if json {
-        write::pretty(&object(qemu.as_ref().ok(), judged.as_ref(), room))?
+        write::pretty(&object(&report, judged.as_ref()))?
     } else {
-        text(qemu.as_ref().ok(), judged.as_ref(), room)
+        text(&report, judged.as_ref())
     };
     print(&text, &work.redactor);
-    qemu.map(drop)
+    let missing = report.missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    let lacking = Error::host(format!("this host lacks {}", list.join(", ")));
+    Err(match report.remedy() {
+        Some(plan) if report.root => lacking
+            .hint("run `stackproof host setup`: it installs them")
+            .evidence([format!("it would run: {}", plan.command())]),
+        Some(plan) => lacking.hint(format!("run this: {}", plan.command())),
+        None => lacking.hint("install them as your system does (QEMU must be 9.2 or newer)"),
+    })
 }
 
 async fn judge(hypervisor: &Hypervisor) -> Result<Judgement> {
@@ -49,39 +73,55 @@ async fn judge(hypervisor: &Hypervisor) -> Result<Judgement> {
     accel::judge(hypervisor, scratch.path()).await
 }
 
-async fn setup() -> Result<()> {
-    // Until `host` can install, a machine that has QEMU already is as good as set up.
-    e2e::hypervisor().await.map(drop)
-}
-
-fn version(hypervisor: &Hypervisor) -> String {
-    let (major, minor, micro) = hypervisor.version;
-    format!("{major}.{minor}.{micro}")
-}
-
-fn text(qemu: Option<&Hypervisor>, judged: Option<&Judgement>, room: Room) -> String {
-    let mut out = match qemu {
-        Some(q) => format!("qemu         {} ({})\n", version(q), q.qemu.display()),
-        None => "qemu         missing\n".into(),
-    };
-    if let Some(j) = judged {
-        out += &format!("kvm          {}\ntcg          {}\n", j.kvm, j.tcg);
-        out += &format!("accelerator  {} (deadlines times {:.1})\n", j.accel, j.speed.max(1.0));
+fn state(need: &Need) -> String {
+    match &need.state {
+        NeedState::Found { version, .. } => version.clone().unwrap_or_else(|| "found".into()),
+        NeedState::TooOld { version, .. } => {
+            format!("{version}: too old, {} or newer is needed", need.at_least.unwrap_or_default())
+        }
+        NeedState::Missing => format!("MISSING (package {})", need.package),
     }
-    out += &format!("memory       {} available\n", human_bytes(room.memory));
-    out + &format!("disk         {} free in the store\n", human_bytes(room.disk))
 }
 
-fn object(qemu: Option<&Hypervisor>, judged: Option<&Judgement>, room: Room) -> Value {
+fn text(report: &HostReport, judged: Option<&Judgement>) -> String {
+    let mut table = Table::new(["WHAT", "FOUND", "FOR"]);
+    if let Some(system) = &report.system {
+        table.row(["system", system, ""]);
+    }
+    for need in &report.needs {
+        table.row([need.name, &state(need), need.purpose]);
+    }
+    for device in &report.devices {
+        let state = match &device.state {
+            DeviceState::Opens => "opens (its speed is measured below)".to_owned(),
+            DeviceState::Absent => "absent".into(),
+            DeviceState::Refused(why) => format!("cannot be opened: {why}"),
+        };
+        table.row([device.path, &state, "hardware virtualisation"]);
+    }
+    if let Some(j) = judged {
+        table.row(["KVM", &j.kvm.to_string(), ""]);
+        table.row(["TCG", &j.tcg.to_string(), ""]);
+        let chosen = format!("{} (deadlines times {:.1})", j.accel, j.speed.max(1.0));
+        table.row(["accelerator", &chosen, "chosen by these measurements"]);
+    }
+    let memory = report.memory;
+    let found =
+        format!("{} of {} available", human_bytes(memory.available), human_bytes(memory.total));
+    table.row(["memory", &found, &format!("{} CPUs", report.cpus)]);
+    let free = report.free_bytes.map_or("unknown".into(), human_bytes);
+    table.row(["disk", &format!("{free} free"), &report.folder.display().to_string()]);
+    table.to_string()
+}
+
+fn object(report: &HostReport, judged: Option<&Judgement>) -> Value {
     let seconds = |trial: &Trial| trial.work().map(|work| work.as_secs_f64());
     json!({
-        "qemu": qemu.map(|q| json!({"path": q.qemu.to_string_lossy(), "version": version(q)})),
+        "host": report,
         "accelerator": judged.map(|j| j.accel.to_string().to_lowercase()),
         "speed_factor": judged.map(|j| j.speed.max(1.0)),
         "kvm": judged.map(|j| json!({"seconds": seconds(&j.kvm), "found": j.kvm.to_string()})),
         "tcg": judged.map(|j| json!({"seconds": seconds(&j.tcg), "found": j.tcg.to_string()})),
-        "memory_bytes": room.memory,
-        "disk_bytes": room.disk,
     })
 }
 
@@ -91,15 +131,17 @@ mod tests {
     use crate::lab::accel::Accel;
     use std::time::Duration;
 
-    #[test]
-    fn a_host_without_qemu_is_shown_as_such_in_text_and_json() {
-        let room = Room { memory: 1 << 30, disk: 1 << 30 };
-        assert!(text(None, None, room).starts_with("qemu         missing\n"));
-        assert!(object(None, None, room)["qemu"].is_null());
+    #[tokio::test]
+    async fn what_is_missing_is_shown_with_its_package() {
+        let mut report = host::inspect(std::path::Path::new("/")).await;
+        report.needs[0].state = NeedState::Missing;
+        let wanted = format!("MISSING (package {})", report.needs[0].package);
+        assert!(text(&report, None).contains(&wanted));
+        assert_eq!(object(&report, None)["host"]["needs"][0]["state"]["state"], "missing");
     }
 
-    #[test]
-    fn both_accelerators_are_shown_with_what_was_measured() {
+    #[tokio::test]
+    async fn both_accelerators_are_shown_with_what_was_measured() {
         let judged = Judgement {
             accel: Accel::Tcg,
             speed: 7.5,
@@ -109,11 +151,11 @@ mod tests {
                 work: Duration::from_millis(270),
             },
         };
-        let room = Room { memory: 1, disk: 1 };
-        let json = object(None, Some(&judged), room);
+        let report = host::inspect(std::path::Path::new("/")).await;
+        let json = object(&report, Some(&judged));
         assert_eq!(json["accelerator"], "tcg");
         assert_eq!(json["tcg"]["seconds"], 0.27);
         assert!(json["kvm"]["seconds"].is_null());
-        assert!(text(None, Some(&judged), room).contains("no such device"));
+        assert!(text(&report, Some(&judged)).contains("no such device"));
     }
 }

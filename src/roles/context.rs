@@ -5,6 +5,7 @@ use super::secrets::Secrets;
 use super::topology::{Host, Topology};
 use crate::engine::plan::Step;
 use crate::engine::resource::Resource;
+use crate::engine::resources::Ready;
 use crate::secret::Secret;
 
 #[derive(Clone, Copy)]
@@ -92,6 +93,11 @@ impl<'a> Context<'a> {
     pub fn step(&self, what: &str, host: &Host, resources: Vec<Box<dyn Resource>>) -> Step {
         Step { id: on(what, host), node: host.name.clone(), resources, after: vec![] }
     }
+}
+
+/// An API is ready when it answers: uwsgi takes connections long before its application is loaded.
+pub fn answers(url: &str) -> Ready {
+    Ready::Command(format!("curl -s -m 30 -o /dev/null {url}/"))
 }
 
 /// The id of the step `what` on `host`.

@@ -80,20 +80,12 @@ fn rabbitmq(cx: Context, host: &Host) -> Step {
         SERVER_ADDITIONAL_ERL_ARGS=\"+sbwt none +sbwtdcpu none +sbwtdio none \
         -kernel inet_dist_use_interface {127,0,0,1}\"\n";
     let conf = format!("listeners.tcp.1 = {}:5672\n", host.address);
-    // Erlang's port mapper would answer the whole network.
-    let epmd = File::new(
-        "/etc/systemd/system/epmd.socket.d/stackproof.conf",
-        "[Socket]\nListenStream=\nListenStream=127.0.0.1:4369\n",
-    )
-    .mode(0o644)
-    .owner("root", "root");
     cx.step(
         "rabbitmq",
         host,
         resources![
             File::new(CONF, conf).mode(0o644).owner("root", "root"),
             File::new(ENV, ENV_TEXT).mode(0o644).owner("root", "root"),
-            epmd,
             after_network("rabbitmq-server"),
             Unit::new("rabbitmq-server")
                 .reads([CONF, ENV, &drop_in("rabbitmq-server")])

@@ -1,9 +1,9 @@
 //! Images (S4.7): one store, the controller's own disk.
 
-use super::context::{Context, Follows, keys, on, resources};
+use super::context::{Context, Follows, answers, keys, on, resources};
 use super::resources::{Conf, Heads, Schema};
 use crate::engine::plan::Step;
-use crate::engine::resources::{Ready, Unit};
+use crate::engine::resources::Unit;
 
 pub const PACKAGES: &[&str] = &["glance"];
 pub const PORT: u16 = 9292;
@@ -49,7 +49,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
         cx.step(
             "glance/service",
             host,
-            resources![Unit::new("glance-api").reads([CONF]).ready(Ready::Port(PORT))],
+            resources![Unit::new("glance-api").reads([CONF]).ready(answers(&cx.url(PORT)))],
         )
         .follows([on("glance/schema", host), on("keystone/service", host)]),
     ]

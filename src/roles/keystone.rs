@@ -1,10 +1,10 @@
 //! Identity (S2.1, S4.4 to S4.6): Fernet tokens, one region, one process.
 
-use super::context::{Context, Follows, keys, on, resources};
+use super::context::{Context, Follows, answers, keys, on, resources};
 use super::resources::{Bootstrap, Conf, Endpoint, Heads, Identity, Schema, Service, User};
 use super::{glance, neutron, nova, placement, uwsgi};
 use crate::engine::plan::Step;
-use crate::engine::resources::{Directory, File, Ready, Unit};
+use crate::engine::resources::{Directory, File, Unit};
 use crate::secret::Secret;
 
 pub const PACKAGES: &[&str] = &["keystone", "curl"];
@@ -105,7 +105,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
             resources![
                 Unit::new("keystone")
                     .reads([CONF, &uwsgi::path("keystone")])
-                    .ready(Ready::Port(PORT)),
+                    .ready(answers(&cx.url(PORT))),
                 Bootstrap {
                     url: cx.keystone(),
                     region: cx.topology.region.clone(),

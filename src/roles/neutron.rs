@@ -1,7 +1,7 @@
 //! Networks (S3.1, S4.8): ML2 with Open vSwitch, VXLAN self-service networks and one flat provider
 //! network on br-ex.
 
-use super::context::{Context, Follows, keys, on, resources};
+use super::context::{Context, Follows, answers, keys, on, resources};
 use super::resources::{Conf, Heads, Schema};
 use super::topology::{Host, Role};
 use super::{nova, uwsgi};
@@ -54,7 +54,6 @@ fn conf(cx: Context, host: &Host) -> Conf {
                 "auth_strategy" => "keystone",
                 "transport_url" => cx.transport_url(),
                 "log_dir" => "/var/log/neutron",
-                "rpc_response_timeout" => "180",
             ],
         )
         .section(
@@ -130,10 +129,15 @@ fn server(cx: Context) -> Vec<Step> {
             "neutron/server",
             host,
             resources![
-                Unit::new("neutron-rpc-server").reads([CONF, ML2_CONF]),
+                // Agents that start before its worker serves lose their first calls, and sit out
+                // the time-out of each.
+                Unit::new("neutron-rpc-server")
+                    .reads([CONF, ML2_CONF])
+                    .ready(Ready::Command("pgrep -u neutron -f 'rpc worker'".into()))
+                    .patience(120),
                 Unit::new("neutron-api")
                     .reads([CONF, ML2_CONF, &uwsgi::path("neutron-api")])
-                    .ready(Ready::Port(PORT)),
+                    .ready(answers(&cx.url(PORT))),
             ],
         )
         .follows([

@@ -1,12 +1,12 @@
 //! Servers: the API, the scheduler and the conductor on the controller, libvirt on the compute
 //! nodes.
 
-use super::context::{Context, Follows, Keys, keys, on, resources};
+use super::context::{Context, Follows, Keys, answers, keys, on, resources};
 use super::resources::{Cells, Conf, Heads, HostsMapped, Schema};
 use super::topology::{Host, Role};
 use super::{glance, uwsgi};
 use crate::engine::plan::Step;
-use crate::engine::resources::{Ready, Unit};
+use crate::engine::resources::Unit;
 
 pub const PACKAGES: &[&str] = &[
     "nova-api",
@@ -136,10 +136,10 @@ fn controller(cx: Context) -> Vec<Step> {
             resources![
                 Unit::new("nova-api")
                     .reads([CONF, &uwsgi::path("nova-api")])
-                    .ready(Ready::Port(PORT)),
+                    .ready(answers(&cx.url(PORT))),
                 Unit::new("nova-api-metadata")
                     .reads([CONF, "/etc/nova/nova-api-metadata-uwsgi.ini"])
-                    .ready(Ready::Port(METADATA_PORT)),
+                    .ready(answers(&cx.url(METADATA_PORT))),
             ],
         )
         .follows([

@@ -1,10 +1,10 @@
 //! What the compute nodes have and what is taken of it.
 
-use super::context::{Context, Follows, keys, on, resources};
+use super::context::{Context, Follows, answers, keys, on, resources};
 use super::resources::{Conf, Heads, Schema};
 use super::uwsgi;
 use crate::engine::plan::Step;
-use crate::engine::resources::{Ready, Unit};
+use crate::engine::resources::Unit;
 
 pub const PACKAGES: &[&str] = &["placement-api"];
 pub const PORT: u16 = 8778;
@@ -43,7 +43,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
             resources![
                 Unit::new("placement-api")
                     .reads([CONF, &uwsgi::path("placement-api")])
-                    .ready(Ready::Port(PORT))
+                    .ready(answers(&cx.url(PORT)))
             ],
         )
         .follows([on("placement/schema", host), on("keystone/service", host)]),

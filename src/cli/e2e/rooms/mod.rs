@@ -6,6 +6,7 @@ mod login;
 
 use super::instance::Instance;
 use super::topology::{self, Networks};
+use crate::cli::host::setup;
 use crate::cli::session::Work;
 use crate::cloud::http::Connector;
 use crate::cloud::proof::console::ConsoleStyle;
@@ -51,8 +52,9 @@ pub async fn hypervisor() -> Result<Hypervisor> {
     Hypervisor::find(Path::new("qemu-system-x86_64"), Path::new("qemu-img")).await
 }
 
-/// QEMU, memory and disk, before anything is fetched.
-pub async fn host(spec: &LabSpec, store: &Store) -> Result<Hypervisor> {
+/// Tools (installed where they may be), memory and disk, before anything is fetched.
+pub async fn host(work: &Work, spec: &LabSpec, store: &Store) -> Result<Hypervisor> {
+    setup(work).await?;
     let hypervisor = hypervisor().await?;
     admission::check(spec, Room::look(store.root())?, store.root())?;
     Ok(hypervisor)

@@ -191,10 +191,8 @@ fn follow(tree: &Path, program: &[u8], found: &mut BTreeMap<String, Vec<u8>>) ->
         .ok_or_else(|| Error::image("a program of the packages is no 64-bit ELF file"))?;
     if let Some(loader) = needs.interpreter {
         let place = loader.trim_start_matches('/').to_owned();
-        if !found.contains_key(&place) {
-            let name = place.rsplit('/').next().unwrap_or_default().to_owned();
-            found.insert(place, library(tree, &name)?);
-        }
+        let name = place.rsplit('/').next().unwrap_or_default().to_owned();
+        found.insert(place, library(tree, &name)?);
     }
     for name in needs.libraries {
         let place = format!("usr/lib/{name}");

@@ -30,11 +30,12 @@ pub fn plan(topology: &Topology, secrets: &Secrets) -> Result<Plan> {
     let cx = Context { topology, secrets };
     let mut steps = base::steps(cx);
     steps.extend(foundation::steps(cx));
+    // Of the steps that could begin, the engine takes the first: the longest chains stand first.
     steps.extend(keystone::steps(cx));
-    steps.extend(glance::steps(cx));
-    steps.extend(placement::steps(cx));
     steps.extend(nova::steps(cx));
     steps.extend(neutron::steps(cx));
+    steps.extend(placement::steps(cx));
+    steps.extend(glance::steps(cx));
     Ok(Plan { steps })
 }
 

@@ -100,6 +100,13 @@ fn server(cx: Context) -> Vec<Step> {
         .section("ml2_type_flat", keys!["flat_networks" => PROVIDER])
         .section("ml2_type_vxlan", keys!["vni_ranges" => "1:1000"])
         .section("securitygroup", keys!["enable_security_group" => "true"]);
+    let start = |what, unit| {
+        cx.step(what, host, resources![unit]).follows([
+            on("neutron/schema", host),
+            on("rabbitmq", host),
+            on("keystone/service", host),
+        ])
+    };
     vec![
         cx.step(
             "neutron/config",
@@ -125,26 +132,21 @@ fn server(cx: Context) -> Vec<Step> {
             }],
         )
         .follows([on("neutron/config", host), on("database", host)]),
-        cx.step(
-            "neutron/server",
-            host,
-            resources![
-                // Agents that start before its worker serves lose their first calls, and sit out
-                // the time-out of each.
-                Unit::new("neutron-rpc-server")
-                    .reads([CONF, ML2_CONF])
-                    .ready(Ready::Command("pgrep -u neutron -f 'rpc worker'".into()))
-                    .patience(120),
-                Unit::new("neutron-api")
-                    .reads([CONF, ML2_CONF, &uwsgi::path("neutron-api")])
-                    .ready(answers(&cx.url(PORT))),
-            ],
-        )
-        .follows([
-            on("neutron/schema", host),
-            on("rabbitmq", host),
-            on("keystone/service", host),
-        ]),
+        // Agents that start before its worker serves lose their first calls, and sit out the
+        // time-out of each.
+        start(
+            "neutron/rpc",
+            Unit::new("neutron-rpc-server")
+                .reads([CONF, ML2_CONF])
+                .ready(Ready::Command("pgrep -u neutron -f 'rpc worker'".into()))
+                .patience(120),
+        ),
+        start(
+            "neutron/api",
+            Unit::new("neutron-api")
+                .reads([CONF, ML2_CONF, &uwsgi::path("neutron-api")])
+                .ready(answers(&cx.url(PORT))),
+        ),
     ]
 }
 
@@ -191,7 +193,7 @@ fn switching(cx: Context, host: &Host) -> Vec<Step> {
         .follows([
             on("neutron/config-agents", host),
             on("openvswitch", host),
-            on("neutron/server", cx.controller()),
+            on("neutron/rpc", cx.controller()),
         ]),
     ]
 }
@@ -230,7 +232,7 @@ fn routing(cx: Context, host: &Host) -> Vec<Step> {
             on("neutron/config-routing", host),
             on("neutron/config-agents", host),
             on("openvswitch", host),
-            on("neutron/server", cx.controller()),
+            on("neutron/rpc", cx.controller()),
         ]),
     ]
 }

@@ -95,9 +95,13 @@ fn controller(cx: Context) -> Vec<Step> {
     };
     let api_dir: &str = "/usr/lib/python3/dist-packages/nova/db/api/migrations/versions";
     let main_dir: &str = "/usr/lib/python3/dist-packages/nova/db/main/migrations/versions";
+    // Each service is a step of its own: they take long to start, and wait for one another only
+    // where it is said.
+    let start =
+        |what, unit| cx.step(what, host, resources![unit]).follows([on("nova/schema", host)]);
     vec![
         cx.step(
-            &format!("nova/config-{}", Role::Controller.name()),
+            "nova/config-controller",
             host,
             resources![
                 conf,
@@ -117,36 +121,24 @@ fn controller(cx: Context) -> Vec<Step> {
             ],
         )
         .follows([on("nova/config-controller", host), on("database", host)]),
-        cx.step(
-            "nova/conductor",
-            host,
-            resources![
-                Unit::new("nova-conductor").reads([CONF]),
-                Unit::new("nova-scheduler").reads([CONF]),
-            ],
-        )
-        .follows([
-            on("nova/schema", host),
-            on("rabbitmq", host),
-            on("placement/service", host),
-        ]),
-        cx.step(
+        start("nova/conductor", Unit::new("nova-conductor").reads([CONF]))
+            .follows([on("rabbitmq", host)]),
+        start("nova/scheduler", Unit::new("nova-scheduler").reads([CONF]))
+            .follows([on("rabbitmq", host), on("placement/service", host)]),
+        start(
             "nova/api",
-            host,
-            resources![
-                Unit::new("nova-api")
-                    .reads([CONF, &uwsgi::path("nova-api")])
-                    .ready(answers(&cx.url(PORT))),
-                Unit::new("nova-api-metadata")
-                    .reads([CONF, "/etc/nova/nova-api-metadata-uwsgi.ini"])
-                    .ready(answers(&cx.url(METADATA_PORT))),
-            ],
+            Unit::new("nova-api")
+                .reads([CONF, &uwsgi::path("nova-api")])
+                .ready(answers(&cx.url(PORT))),
         )
-        .follows([
-            on("nova/schema", host),
-            on("rabbitmq", host),
-            on("keystone/service", host),
-        ]),
+        .follows([on("rabbitmq", host), on("keystone/service", host)]),
+        start(
+            "nova/metadata",
+            Unit::new("nova-api-metadata")
+                .reads([CONF, &uwsgi::path("nova-api-metadata")])
+                .ready(answers(&cx.url(METADATA_PORT))),
+        )
+        .follows([on("rabbitmq", host), on("keystone/service", host)]),
     ]
 }
 

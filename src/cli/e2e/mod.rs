@@ -54,7 +54,7 @@ async fn act(work: Work, args: E2e) -> Result<()> {
     work.learn(|facts| facts.not_run = instance::not_run(&wanted, &manifests, &store));
 
     let events = work.events.clone();
-    let hypervisor = events.phase("host", rooms::host(&spec, &store)).await?;
+    let hypervisor = events.phase("host", rooms::host(&work, &spec, &store)).await?;
     let (instance, images) = events
         .phase("images", async {
             let images = node_images(&work, &spec, &manifests, &store).await?;

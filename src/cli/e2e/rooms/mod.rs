@@ -25,6 +25,7 @@ use crate::lab::accel::{self, Accel};
 use crate::lab::admission::{self, Room};
 use crate::lab::hypervisor::Hypervisor;
 use crate::lab::outside::Leg;
+use crate::lab::rundir;
 use crate::lab::spec::{LabSpec, NodeSpec};
 use crate::lab::{BootImage, Lab, LabOptions};
 use crate::roles;
@@ -51,8 +52,11 @@ pub async fn hypervisor() -> Result<Hypervisor> {
     Hypervisor::find(Path::new("qemu-system-x86_64"), Path::new("qemu-img")).await
 }
 
-/// QEMU, memory and disk, before anything is fetched.
-pub async fn host(spec: &LabSpec, store: &Store) -> Result<Hypervisor> {
+/// QEMU, memory and disk, before anything is fetched; what killed runs left is removed first.
+pub async fn host(work: &Work, spec: &LabSpec, store: &Store) -> Result<Hypervisor> {
+    for leftover in rundir::sweep(&runs(store.root()))? {
+        work.events.info(format!("removed {}, left by a run that was killed", leftover.display()));
+    }
     let hypervisor = hypervisor().await?;
     admission::check(spec, Room::look(store.root())?, store.root())?;
     Ok(hypervisor)

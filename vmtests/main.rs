@@ -5,12 +5,22 @@
 //! follows from the memory it declares: `.config/nextest.toml` makes groups of it. A test whose
 //! needs are not met is listed as ignored, never as passed; `--not-run` says why.
 
+mod bench;
+mod micro;
 mod registry;
 
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // A part of `micro::death` that is to be killed, and so must be a process of its own.
+    if let [_, flag, root] = std::env::args_os().collect::<Vec<_>>().as_slice()
+        && flag == "--run-lab"
+    {
+        let Err(why) = micro::run_lab(root.as_ref()) else { return ExitCode::SUCCESS };
+        eprintln!("{why}");
+        return ExitCode::FAILURE;
+    }
     let host = registry::Host::look();
     let tests = registry::all();
     if std::env::args().any(|arg| arg == "--not-run") {

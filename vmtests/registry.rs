@@ -1,8 +1,11 @@
 //! Every VM test with what it needs, and whether this host has it.
 
+use stackproof::event::Events;
+use stackproof::images::build::{Builder, Built};
 use stackproof::images::manifest::Manifest;
 use stackproof::images::presence;
 use stackproof::images::store::Store;
+use stackproof::wait::{Patience, Speed};
 use std::path::{Path, PathBuf};
 
 /// What a test needs besides QEMU.
@@ -16,6 +19,7 @@ pub struct Needs {
     pub node_image: bool,
 }
 
+#[derive(Clone, Copy, Debug)]
 pub struct Test {
     /// `ROOM::what_holds`.
     pub path: &'static str,
@@ -36,7 +40,7 @@ impl Test {
 
 /// The list. A test is a function in a file of its room beside this one.
 pub fn all() -> Vec<Test> {
-    vec![]
+    crate::micro::all()
 }
 
 /// What this host has.
@@ -44,7 +48,7 @@ pub struct Host {
     qemu: bool,
     /// MiB available now; `None` where the kernel does not say.
     memory: Option<u64>,
-    probe_guest: Option<PathBuf>,
+    probe_guest: Option<Built>,
     node_image: Option<PathBuf>,
 }
 
@@ -53,7 +57,7 @@ impl Host {
         Host {
             qemu: on_path("qemu-system-x86_64"),
             memory: available_memory(),
-            probe_guest: built("probe-guest"),
+            probe_guest: probe_guest(),
             node_image: built("debian-13-node"),
         }
     }
@@ -84,6 +88,15 @@ pub fn store() -> Option<Store> {
     let cache = || set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
     let root = set("STACKPROOF_STORE").or_else(|| Some(cache()?.join("stackproof")))?;
     Store::open(root).ok()
+}
+
+/// The probe-guest of this source tree: one that was built from other files does not count.
+pub fn probe_guest() -> Option<Built> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = Manifest::load(&root.join("images/probe-guest.toml")).ok()?;
+    let patience = Patience::new(Speed::new(1.0), Events::silent());
+    let builder = Builder { store: store()?, mirrors: None, logs: PathBuf::new(), patience };
+    builder.built(&manifest, &[]).ok()?
 }
 
 /// The disk of a built recipe.

@@ -3,6 +3,9 @@
 //! Everything is local and fixed: addresses by hardware address, the host key and the login are
 //! ours, so neither DHCP nor trust on first use is needed. The documents are JSON, which is YAML
 //! too, so that no value can be misread for lack of quotes.
+//!
+//! Beside them stands the same in words that a guest without cloud-init can read line by line
+//! (`probe.env`, `images/probe-guest/SEED.md`); cloud-init passes such files over.
 
 use super::keys::SshKey;
 use super::mac::Mac;
@@ -94,12 +97,35 @@ impl Seed<'_> {
         json!({ "version": 2, "ethernets": ethernets.collect::<serde_json::Map<_, _>>() })
     }
 
+    /// The same for guests that read lines: a word and its arguments, one blank between them.
+    fn probe_env(&self) -> String {
+        let mut lines = vec![
+            format!("hostname {}", self.hostname),
+            format!("instance-id {}", self.instance_id),
+            format!("user {LOGIN}"),
+            format!("authorized-key {}", self.login_key.public_line()),
+            "metadata no".to_owned(),
+        ];
+        for nic in &self.nics {
+            lines.push(format!("name {} {}", nic.mac, nic.name));
+            if let Some(mtu) = nic.mtu {
+                lines.push(format!("mtu {} {mtu}", nic.mac));
+            }
+            if let Some((address, prefix)) = nic.address {
+                lines.push(format!("address {} {address}/{prefix}", nic.mac));
+            }
+        }
+        lines.join("\n") + "\n"
+    }
+
     /// A vfat volume labelled `cidata`, as bytes.
     pub fn volume(&self) -> Result<Vec<u8>> {
         let files = [
             ("meta-data", format!("{:#}\n", self.meta_data())),
             ("user-data", self.user_data()),
             ("network-config", format!("{:#}\n", self.network_config())),
+            ("probe.env", self.probe_env()),
+            ("hostkey", self.host_key.private_pem().reveal().to_owned()),
         ];
         write_volume(&files).map_err(|e| Error::internal("cannot write the seed volume").because(e))
     }
@@ -223,6 +249,23 @@ mod tests {
                 assert_eq!(nic["accept-ra"], false);
                 assert_eq!(nic["optional"], true);
             }
+        });
+    }
+
+    #[test]
+    fn a_guest_that_reads_lines_is_told_the_same() {
+        with_seed(|seed| {
+            let volume = seed.volume().unwrap();
+            let key = seed.login_key.public_line();
+            assert_eq!(
+                read(&volume, "probe.env"),
+                format!(
+                    "hostname openstack1\ninstance-id lab-1\nuser stack\nauthorized-key {key}\n\
+                     metadata no\nname 52:54:00:ab:00:01 management\nmtu 52:54:00:ab:00:01 1400\n\
+                     address 52:54:00:ab:00:01 192.168.103.11/24\nname 52:54:00:ab:00:02 external\n"
+                )
+            );
+            assert_eq!(read(&volume, "hostkey"), seed.host_key.private_pem().reveal());
         });
     }
 

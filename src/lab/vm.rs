@@ -172,13 +172,21 @@ impl Vm {
     pub fn log(&self) -> &Path {
         &self.log
     }
-    /// How many times the guest has been reset since it started: a reboot is one more.
+    /// Grows with each reboot of the guest, by one or more: SeaBIOS resets the machine once more
+    /// when it finds that it has run before.
     pub fn resets(&self) -> watch::Receiver<u64> {
         self.resets.clone()
     }
     /// The last lines of the console and of QEMU's own log, to go with an error.
     pub fn evidence(&self) -> Vec<String> {
         let mut lines = self.console.last(15);
+        // A panic's own line is followed by a screen of registers.
+        if let Some(trouble) = self.console.trouble() {
+            let said = trouble.split_once(": ").map_or(trouble.as_str(), |(_, line)| line);
+            if !lines.iter().any(|line| line.contains(said)) {
+                lines.insert(0, trouble);
+            }
+        }
         lines.extend(tail(&self.log, 5));
         lines
     }

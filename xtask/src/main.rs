@@ -52,10 +52,7 @@ fn unit(rest: &[String]) -> Outcome {
 
 fn vmtest(rest: &[String]) -> Outcome {
     let code = if nextest() {
-        cargo(
-            &["nextest", "run", "--profile", "vmtest", "--test", "vmtests", "--no-tests", "pass"],
-            rest,
-        )?
+        cargo(&["nextest", "run", "--profile", "vmtest", "--test", "vmtests"], rest)?
     } else {
         eprintln!(
             "note: cargo-nextest is not installed: running one test after the other, without \

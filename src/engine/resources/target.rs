@@ -208,7 +208,8 @@ impl Target {
         Script::new(format!(
             r#"p={}
 [ -L "$p" ] && p=$(readlink -f "$p")
-[ -d "${{p%/*}}" ] || mkdir -p -m 755 "${{p%/*}}" || exit 1
+d=${{p%/*}}/
+[ -d "$d" ] || mkdir -p -m 755 "$d" || exit 1
 t=$p.stackproof-new
 install -m {mode:o}{owner} "$IN/content" "$t" && mv -f "$t" "$p" || {{ rm -f "$t"; exit 1; }}
 if [ -x /sbin/restorecon ]; then /sbin/restorecon "$p"; fi

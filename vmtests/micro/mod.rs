@@ -1,0 +1,37 @@
+//! The tests with guests of a hundred MiB: seconds each under emulation.
+
+mod boot;
+mod death;
+mod disk;
+mod engine;
+mod fault;
+mod network;
+mod secrets;
+
+use crate::bench::GUEST;
+use crate::registry::{Needs, Test};
+
+pub use death::run_lab;
+
+pub fn all() -> Vec<Test> {
+    [
+        boot::TESTS,
+        network::TESTS,
+        engine::TESTS,
+        death::TESTS,
+        fault::TESTS,
+        disk::TESTS,
+        secrets::TESTS,
+    ]
+    .concat()
+}
+
+/// A test with so many guests at once.
+const fn test(
+    path: &'static str,
+    guests: u64,
+    run: fn() -> std::result::Result<(), String>,
+) -> Test {
+    let needs = Needs { memory: guests * GUEST, probe_guest: true, node_image: false };
+    Test { path, needs, run }
+}

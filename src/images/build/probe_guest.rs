@@ -10,6 +10,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::host::tool::Tool;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +24,7 @@ pub struct Recipe {
     pub packages: Vec<String>,
     /// In the order in which they are loaded.
     pub modules: Vec<String>,
-    /// The kernel's command line when the guest boots from its disk; `cmdline` beside the image.
+    /// The kernel's command line; `cmdline` beside the image.
     pub cmdline: String,
 }
 
@@ -107,7 +108,9 @@ pub(super) async fn build(recipe: &Recipe, files: &Path, job: &Job<'_>, out: &Pa
     let vmlinuz = kernel_of(&tree)?;
     let initrd = initramfs(recipe, files, &tree, job).await?;
     step(5);
-    let disk = linux::boot_disk(&vmlinuz, &initrd, &recipe.cmdline)?;
+    // So that the guest does not take its own disk for a seed drive.
+    let cmdline = format!("{} probe.boot=disk", recipe.cmdline);
+    let disk = linux::boot_disk(&vmlinuz, &initrd, &cmdline)?;
     let raw = work.path().join("disk.raw");
     for (file, bytes) in [
         (raw.clone(), &disk[..]),
@@ -191,8 +194,10 @@ fn follow(tree: &Path, program: &[u8], found: &mut BTreeMap<String, Vec<u8>>) ->
         .ok_or_else(|| Error::image("a program of the packages is no 64-bit ELF file"))?;
     if let Some(loader) = needs.interpreter {
         let place = loader.trim_start_matches('/').to_owned();
-        let name = place.rsplit('/').next().unwrap_or_default().to_owned();
-        found.insert(place, library(tree, &name)?);
+        if let Entry::Vacant(slot) = found.entry(place) {
+            let name = slot.key().rsplit('/').next().unwrap_or_default().to_owned();
+            slot.insert(library(tree, &name)?);
+        }
     }
     for name in needs.libraries {
         let place = format!("usr/lib/{name}");

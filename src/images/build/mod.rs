@@ -226,3 +226,105 @@ fn files_of(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     found.sort();
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Events;
+    use crate::wait::Speed;
+
+    const RECIPE: &str = "name = \"probe-guest\"\ndescription = \"d\"\nuser = \"cirros\"\n\
+        format = \"qcow2\"\n[recipe]\nbuilder = \"probe-guest\"\nsuite = \"trixie\"\n\
+        architecture = \"amd64\"\nkernel = \"k\"\npackages = []\nmodules = []\ncmdline = \"quiet\"\n";
+    const NODE: &str = "name = \"node\"\ndescription = \"d\"\nuser = \"stack\"\n\
+        format = \"qcow2\"\n[recipe]\nbuilder = \"debian-node\"\nsuite = \"trixie\"\n\
+        architecture = \"amd64\"\ndisk_gib = 1\npackages = [\"a\"]\nmodules = []\ncmdline = \"quiet\"\n";
+
+    fn builder(dir: &Path) -> Builder {
+        Builder {
+            store: Store::open(dir.join("store")).unwrap(),
+            mirrors: None,
+            logs: dir.join("logs"),
+            patience: Patience::new(Speed::new(1.0), Events::silent()),
+        }
+    }
+
+    fn manifest(dir: &Path, name: &str, text: &str) -> Manifest {
+        let path = dir.join(format!("{name}.toml"));
+        fs::create_dir_all(dir.join(name)).unwrap();
+        fs::write(&path, text).unwrap();
+        Manifest::load(&path).unwrap()
+    }
+
+    fn packages(names: &[&str]) -> Vec<String> {
+        names.iter().map(|n| n.to_string()).collect()
+    }
+
+    #[test]
+    fn the_key_changes_with_the_recipe_its_files_and_the_packages_and_with_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = builder(dir.path());
+        let node = manifest(dir.path(), "node", NODE);
+        let key = |p: &[&str]| builder.key(&node, &packages(p)).unwrap();
+        let first = key(&["b", "c"]);
+        assert_eq!(first, key(&["c", "b", "c"]), "order and repetition do not matter");
+        assert_ne!(first, key(&["bc"]));
+        assert_ne!(first, key(&["b"]));
+
+        fs::write(dir.path().join("node/after.sh"), "one").unwrap();
+        let second = key(&["b", "c"]);
+        assert_ne!(first, second, "a new file");
+        fs::write(dir.path().join("node/after.sh"), "two").unwrap();
+        assert_ne!(second, key(&["b", "c"]), "a changed file");
+
+        let other = manifest(dir.path(), "node", &NODE.replace("disk_gib = 1", "disk_gib = 2"));
+        assert_ne!(key(&["b", "c"]), builder.key(&other, &packages(&["b", "c"])).unwrap());
+    }
+
+    #[test]
+    fn a_recipe_that_takes_no_packages_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let guest = manifest(dir.path(), "probe-guest", RECIPE);
+        let e = builder(dir.path()).key(&guest, &packages(&["vim"])).unwrap_err();
+        assert_eq!(e.kind(), Kind::Input);
+        assert!(e.message().contains("no further packages"), "{e}");
+    }
+
+    #[test]
+    fn a_mistyped_key_of_a_recipe_is_named_with_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let guest = manifest(dir.path(), "probe-guest", &RECIPE.replace("suite =", "suiet ="));
+        let e = builder(dir.path()).key(&guest, &[]).unwrap_err();
+        assert_eq!(e.kind(), Kind::Input, "{e}");
+        assert!(e.file().is_some(), "{e}");
+    }
+
+    #[tokio::test]
+    async fn without_a_mirror_the_build_says_how_to_give_one_and_keeps_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = builder(dir.path());
+        let guest = manifest(dir.path(), "probe-guest", RECIPE);
+        let e = builder.build(&guest, &[]).await.unwrap_err();
+        assert!(e.hint_text().unwrap().contains("--debian-mirror"), "{e}");
+        assert_eq!(builder.built(&guest, &[]).unwrap(), None);
+        let left = fs::read_dir(builder.store.root().join("tmp")).unwrap().count();
+        assert_eq!(left, 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_built_is_found_and_not_built_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let builder = builder(dir.path());
+        let guest = manifest(dir.path(), "probe-guest", RECIPE);
+        let key = builder.key(&guest, &[]).unwrap();
+        let put = async |out: PathBuf| {
+            fs::write(out.join("cmdline"), "quiet probe.boot=disk\n").unwrap();
+            Ok(())
+        };
+        builder.store.make_derived(&key, &builder.patience, put).await.unwrap();
+        // Without a mirror it could not be built: so it was not.
+        let built = builder.build(&guest, &[]).await.unwrap();
+        assert_eq!(Some(&built), builder.built(&guest, &[]).unwrap().as_ref());
+        assert_eq!(built.cmdline().unwrap(), "quiet probe.boot=disk");
+    }
+}

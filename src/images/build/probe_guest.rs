@@ -24,7 +24,7 @@ pub struct Recipe {
     pub packages: Vec<String>,
     /// In the order in which they are loaded.
     pub modules: Vec<String>,
-    /// The kernel's command line when the guest boots from its disk; `cmdline` beside the image.
+    /// The kernel's command line; `cmdline` beside the image.
     pub cmdline: String,
 }
 
@@ -108,7 +108,9 @@ pub(super) async fn build(recipe: &Recipe, files: &Path, job: &Job<'_>, out: &Pa
     let vmlinuz = kernel_of(&tree)?;
     let initrd = initramfs(recipe, files, &tree, job).await?;
     step(5);
-    let disk = linux::boot_disk(&vmlinuz, &initrd, &recipe.cmdline)?;
+    // So that the guest does not take its own disk for a seed drive.
+    let cmdline = format!("{} probe.boot=disk", recipe.cmdline);
+    let disk = linux::boot_disk(&vmlinuz, &initrd, &cmdline)?;
     let raw = work.path().join("disk.raw");
     for (file, bytes) in [
         (raw.clone(), &disk[..]),

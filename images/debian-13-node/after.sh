@@ -66,7 +66,8 @@ cloud_final_modules: [ scripts_user ]
 users: []
 system_info: { distro: debian, network: { renderers: [ networkd ] } }
 EOF
-rm -f "$root"/etc/cloud/cloud.cfg.d/*
+find "$root/etc/cloud/cloud.cfg.d" -type f ! -name 05_logging.cfg -delete
+sed -i 's/level=DEBUG/level=INFO/; s/| tee -a/>>/' "$root/etc/cloud/cloud.cfg.d/05_logging.cfg"
 mkdir -p "$root/usr/lib/stackproof" "$root/etc/systemd/system/cloud-init-main.service.d"
 cat >"$root/usr/lib/stackproof/cloud-init" <<'EOF'
 #!/usr/bin/python3 -I

@@ -3,6 +3,7 @@
 
 mod base;
 mod context;
+pub mod facts;
 mod foundation;
 mod glance;
 mod keystone;

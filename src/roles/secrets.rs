@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// What each secret is for. The names are the keys of the file.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "admin",
     "demo",
     "rabbit",
@@ -26,6 +26,7 @@ const NAMES: [&str; 17] = [
     "fernet.next",
     "credential",
     "credential.next",
+    "node-key",
 ];
 
 #[derive(Clone, Debug)]
@@ -35,8 +36,8 @@ impl Secrets {
     /// 128 random bits each, except the encryption keys, which have the 256 bits they need.
     pub fn generate() -> Result<Secrets> {
         let make = |name: &&str| {
-            let bytes =
-                if name.starts_with("fernet") || name.starts_with("credential") { 32 } else { 16 };
+            let is_key = ["fernet", "credential", "node-key"].iter().any(|k| name.starts_with(k));
+            let bytes = if is_key { 32 } else { 16 };
             let secret = Secret::generate(bytes)
                 .doing(Kind::Host, || "could not read random bytes".into())?;
             Ok((name.to_string(), secret))
@@ -99,6 +100,10 @@ impl Secrets {
 
     pub fn admin(&self) -> &Secret {
         self.get("admin")
+    }
+    /// What the key pair of the nodes' own user is made from (S1.9): 32 bytes in hexadecimal.
+    pub fn node_key(&self) -> &Secret {
+        self.get("node-key")
     }
     pub fn demo(&self) -> &Secret {
         self.get("demo")

@@ -7,7 +7,7 @@ use super::keys::SshKey;
 use super::outside::Leg;
 use super::qemu::{Boot, Disk, DiskFormat, Machine, NicArgs};
 use super::rundir::RunDir;
-use super::seed::{LOGIN, Seed, SeedNic};
+use super::seed::{LOGIN, Seed};
 use super::spec::{LabSpec, NetworkSpec, NodeSpec};
 use super::switch::Switch;
 use super::vm::{Vm, VmConfig};
@@ -216,18 +216,7 @@ impl Lab {
     }
 
     fn write_seed(&self, node: &NodeSpec, host_key: &SshKey, file: &Path) -> Result<()> {
-        let nics = node.nics.iter().map(|nic| {
-            let network = self.spec.network(&nic.network).expect("the spec was checked");
-            let address = nic.address.map(|a| (a, network.subnet.prefix));
-            SeedNic { name: &nic.network, mac: nic.mac, address, mtu: network.mtu }
-        });
-        let seed = Seed {
-            hostname: &node.name,
-            instance_id: &format!("i-{}-{}", self.spec.name, node.name),
-            host_key,
-            login_key: &self.login_key,
-            nics: nics.collect(),
-        };
+        let seed = Seed::of(&self.spec, node, host_key, &self.login_key);
         seed.write(file)
     }
 

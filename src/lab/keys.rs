@@ -5,6 +5,7 @@
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::secret::{Redactor, Secret};
+use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::ssh_key::{LineEnding, rand_core};
 use russh::keys::{Algorithm, EcdsaCurve, PrivateKey, PublicKey};
 use std::convert::Infallible;
@@ -19,6 +20,14 @@ impl SshKey {
     /// For nodes: their host keys and the login to them.
     pub fn ed25519(comment: &str) -> Result<SshKey> {
         Self::generate(Algorithm::Ed25519, comment)
+    }
+
+    /// No secret at all: the same pair everywhere, known to everybody. For what must not depend on
+    /// keys; never for a lab.
+    pub fn symbolic() -> SshKey {
+        let mut key = PrivateKey::from(Ed25519Keypair::from_seed(b"stackproof: known to everybody!!"));
+        key.set_comment("symbolic");
+        SshKey(key)
     }
 
     /// For instances.

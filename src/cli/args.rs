@@ -47,8 +47,9 @@ pub enum Verb {
     /// Boot the lab, provision OpenStack on it, and prove from outside that an instance works
     ///
     /// The phases: host (tools, memory, disk), images (fetched or built once), accelerator (KVM or
-    /// TCG, whichever really is faster), boot, provision, second-run (must change nothing), proof,
-    /// teardown. Nothing of the host's network is touched and nothing is left running.
+    /// TCG, whichever really is faster), boot, provision, second-run (must change nothing), nodes
+    /// (lines changed by hand are mended; clocks, names, logins, stores), proof, leaks (no secret in
+    /// any log), teardown. Nothing of the host's network is touched and nothing is left running.
     E2e(E2e),
     /// The images: what is known, what is in the store, and how it gets there
     #[command(subcommand)]
@@ -79,6 +80,10 @@ pub struct E2e {
     /// with this process
     #[arg(long)]
     pub keep: bool,
+
+    /// Before the proof, reboot each node in turn and see that it comes back whole by itself
+    #[arg(long)]
+    pub reboot: bool,
 
     /// Write the result as one JSON object to FILE (mode 0600, written whole or not at all)
     #[arg(long, value_name = "FILE")]

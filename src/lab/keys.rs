@@ -5,7 +5,7 @@
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::secret::{Redactor, Secret};
-use russh::keys::ssh_key::private::Ed25519Keypair;
+use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
 use russh::keys::ssh_key::{LineEnding, rand_core};
 use russh::keys::{Algorithm, EcdsaCurve, PrivateKey, PublicKey};
 use std::convert::Infallible;
@@ -25,7 +25,8 @@ impl SshKey {
     /// No secret at all: the same pair everywhere, known to everybody. For what must not depend on
     /// keys; never for a lab.
     pub fn symbolic() -> SshKey {
-        let mut key = PrivateKey::from(Ed25519Keypair::from_seed(b"stackproof: known to everybody!!"));
+        let pair = Ed25519Keypair::from_seed(b"stackproof: known to everybody!!");
+        let mut key = PrivateKey::from(pair);
         key.set_comment("symbolic");
         SshKey(key)
     }
@@ -33,6 +34,20 @@ impl SshKey {
     /// For instances.
     pub fn ecdsa_p256(comment: &str) -> Result<SshKey> {
         Self::generate(Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 }, comment)
+    }
+
+    /// The same Ed25519 key for the same seed: 32 bytes in hexadecimal.
+    pub fn ed25519_from_seed(seed: &Secret, comment: &str) -> Result<SshKey> {
+        let byte =
+            |i: usize| seed.reveal().get(i..i + 2).and_then(|h| u8::from_str_radix(h, 16).ok());
+        let bytes: Option<Vec<u8>> = (0..seed.reveal().len()).step_by(2).map(byte).collect();
+        let seed: [u8; 32] = bytes
+            .and_then(|b| b.try_into().ok())
+            .ok_or_else(|| Error::internal("the seed of a key is not 32 bytes in hexadecimal"))?;
+        let pair = Ed25519Keypair::from_seed(&seed);
+        let key = PrivateKey::new(KeypairData::Ed25519(pair), comment)
+            .doing(Kind::Internal, || format!("cannot make the SSH key `{comment}`"))?;
+        Ok(SshKey(key))
     }
 
     fn generate(algorithm: Algorithm, comment: &str) -> Result<SshKey> {
@@ -118,6 +133,17 @@ impl rand_core::TryCryptoRng for KernelRandom {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_same_seed_makes_the_same_key_and_another_seed_another() {
+        let key = |seed: &str| SshKey::ed25519_from_seed(&Secret::new(seed), "node");
+        let one = key(&"a7".repeat(32)).unwrap();
+        assert_eq!(one.private_pem(), key(&"a7".repeat(32)).unwrap().private_pem());
+        assert_ne!(one.public_line(), key(&"a8".repeat(32)).unwrap().public_line());
+        for wrong in ["", "a7", &"zz".repeat(32), &"a7".repeat(33), &"é".repeat(32)] {
+            assert!(key(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn keys_are_of_the_kind_asked_for_and_never_twice_the_same() {

@@ -36,19 +36,25 @@ pub fn rungs(lab: Inputs, stages: &[Stage], plan: &Plan) -> Vec<Rung> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::keys::SshKey;
     use crate::layers::lab::tests::{of, two_node};
     use crate::roles;
     use crate::roles::secrets::Secrets;
-    use crate::roles::topology::{Host, Login, Role, Topology};
+    use crate::roles::topology::{Host, Login, NodeKey, Role, Topology};
     use std::net::Ipv4Addr;
 
-    fn topology(key: &str) -> Topology {
+    /// The cloud of a lab that was booted with other keys each time.
+    fn topology() -> Topology {
+        let new = || SshKey::ed25519("of this lab").unwrap();
         let host = |name: &str, roles: &[Role], last, nic: bool| Host {
             name: name.into(),
             roles: roles.into(),
             address: Ipv4Addr::new(192, 168, 103, last),
+            host_key: new().public_line(),
             external_nic: nic.then(|| "external".into()),
         };
+        let node_key = new();
+        let (private, public) = (node_key.private_pem(), node_key.public_line());
         Topology {
             region: "RegionOne".into(),
             hosts: vec![
@@ -57,7 +63,11 @@ mod tests {
             ],
             ntp_upstream: Ipv4Addr::new(192, 168, 103, 1),
             ntp_allow: "192.168.0.0/16".into(),
-            login: Login { user: "stack".into(), authorized_keys: vec![key.into()] },
+            login: Login {
+                user: "stack".into(),
+                authorized_keys: vec![new().public_line()],
+                node_key: NodeKey { private, public },
+            },
         }
     }
 
@@ -75,14 +85,14 @@ mod tests {
 
     #[test]
     fn two_labs_with_other_secrets_and_login_keys_have_the_same_keys() {
-        let symbolic = |key| of_plan(&roles::symbolic_plan(&topology(key)).unwrap());
-        let one = symbolic("ssh-ed25519 AAAA one");
-        assert_eq!(one, symbolic("ssh-ed25519 BBBB two"));
+        let symbolic = || of_plan(&roles::symbolic_plan(&topology()).unwrap());
+        let one = symbolic();
+        assert_eq!(one, symbolic());
         assert_eq!(one.len(), roles::Stage::ORDER.len());
         // A live control: with real secrets they would differ, from the first stage with steps.
         let real = || {
             let secrets = Secrets::generate().unwrap();
-            of_plan(&roles::plan(&topology("ssh-ed25519 AAAA one"), &secrets).unwrap())
+            of_plan(&roles::plan(&topology(), &secrets).unwrap())
         };
         let (a, b) = (real(), real());
         assert_eq!(a[0].key, b[0].key);
@@ -93,7 +103,7 @@ mod tests {
 
     #[test]
     fn no_input_shows_a_secret() {
-        let rungs = of_plan(&roles::symbolic_plan(&topology("k")).unwrap());
+        let rungs = of_plan(&roles::symbolic_plan(&topology()).unwrap());
         let text = serde_json::to_string(&rungs.last().unwrap().inputs).unwrap();
         assert!(text.contains("nova: file /etc/nova/nova.conf on openstack1"), "{text}");
         for (name, secret) in Secrets::symbolic().iter() {
@@ -103,10 +113,10 @@ mod tests {
 
     #[test]
     fn one_changed_value_changes_its_stage_and_all_after_it_and_none_before() {
-        let before = of_plan(&roles::symbolic_plan(&topology("k")).unwrap());
+        let before = of_plan(&roles::symbolic_plan(&topology()).unwrap());
         // Of every stage with steps, one step gets one resource more.
         for changed in roles::Stage::ORDER {
-            let mut plan = roles::symbolic_plan(&topology("k")).unwrap();
+            let mut plan = roles::symbolic_plan(&topology()).unwrap();
             let stage: Stage = changed.into();
             let Some(step) = plan.steps.iter_mut().find(|s| s.stage == stage) else { continue };
             let file = crate::engine::resources::File::new("/etc/one-more", "");
@@ -120,9 +130,9 @@ mod tests {
 
     #[test]
     fn a_changed_value_of_one_role_is_told_by_its_resource() {
-        let mut other = topology("k");
+        let mut other = topology();
         other.region = "RegionTwo".into();
-        let before = of_plan(&roles::symbolic_plan(&topology("k")).unwrap());
+        let before = of_plan(&roles::symbolic_plan(&topology()).unwrap());
         let after = of_plan(&roles::symbolic_plan(&other).unwrap());
         let same = |stage: roles::Stage| {
             let at = stage as usize;
@@ -139,7 +149,7 @@ mod tests {
 
     #[test]
     fn only_the_stage_before_one_without_steps_is_passed_over() {
-        let rungs = of_plan(&roles::symbolic_plan(&topology("k")).unwrap());
+        let rungs = of_plan(&roles::symbolic_plan(&topology()).unwrap());
         let over: Vec<_> = rungs.iter().filter(|r| r.passed_over).map(|r| r.stage.name).collect();
         assert_eq!(over, ["neutron"]);
     }

@@ -3,6 +3,7 @@
 
 mod base;
 mod context;
+pub mod facts;
 mod foundation;
 mod glance;
 mod keystone;
@@ -22,9 +23,10 @@ pub use stage::Stage;
 
 use crate::engine::plan::{Plan, Step};
 use crate::error::Result;
+use crate::secret::Secret;
 use context::Context;
 use secrets::Secrets;
-use topology::Topology;
+use topology::{NodeKey, Topology};
 
 /// Everything that makes the nodes of `topology` one cloud.
 pub fn plan(topology: &Topology, secrets: &Secrets) -> Result<Plan> {
@@ -51,6 +53,11 @@ pub fn plan(topology: &Topology, secrets: &Secrets) -> Result<Plan> {
 pub fn symbolic_plan(topology: &Topology) -> Result<Plan> {
     let mut topology = topology.clone();
     topology.login.authorized_keys = vec!["the login key".into()];
+    topology.login.node_key =
+        NodeKey { private: Secret::new("the nodes' key"), public: "the nodes' public key".into() };
+    for host in &mut topology.hosts {
+        host.host_key = format!("the host key of {}", host.name);
+    }
     plan(&topology, &Secrets::symbolic())
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// What each secret is for. The names are the keys of the file.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "admin",
     "demo",
     "rabbit",
@@ -27,11 +27,13 @@ const NAMES: [&str; 17] = [
     "fernet.next",
     "credential",
     "credential.next",
+    "node-key",
 ];
 
 /// How many a secret has.
 fn bytes(name: &str) -> usize {
-    if name.starts_with("fernet") || name.starts_with("credential") { 32 } else { 16 }
+    let is_key = ["fernet", "credential", "node-key"].iter().any(|k| name.starts_with(k));
+    if is_key { 32 } else { 16 }
 }
 
 #[derive(Clone, Debug)]
@@ -122,6 +124,10 @@ impl Secrets {
 
     pub fn admin(&self) -> &Secret {
         self.get("admin")
+    }
+    /// What the key pair of the nodes' own user is made from (S1.9): 32 bytes in hexadecimal.
+    pub fn node_key(&self) -> &Secret {
+        self.get("node-key")
     }
     pub fn demo(&self) -> &Secret {
         self.get("demo")

@@ -20,6 +20,7 @@ use crate::lab::spec::LabSpec;
 use instance::Wanted;
 use logs::Logs;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -67,7 +68,7 @@ async fn act(work: Work, args: E2e) -> Result<()> {
         rooms::Boot { images: &images, hypervisor, accel, logs: &logs.folder, keep: args.keep };
     let cluster = events.phase("boot", rooms::boot(&work, &spec, boot)).await?;
 
-    let mut outcome = prove(&work, &cluster, &instance, &args).await;
+    let mut outcome = prove(&work, &cluster, &instance, &args, &logs.folder).await;
     if let Err(error) = outcome {
         let saved = events.phase("evidence", cluster.save_evidence(&work, &logs.folder)).await;
         outcome = Err(match saved {
@@ -91,6 +92,7 @@ async fn prove(
     cluster: &rooms::Cluster,
     instance: &instance::Instance,
     args: &E2e,
+    logs: &Path,
 ) -> Result<()> {
     let events = &work.events;
     let declared = cluster.declare(work)?;
@@ -111,7 +113,17 @@ async fn prove(
             error.map_or(Ok(()), Err)
         })
         .await?;
-    events.phase("proof", cluster.prove(work, &declared, instance, args.keep)).await
+    events
+        .phase("nodes", async {
+            cluster.mends(work, &declared).await?;
+            cluster.facts(work, &declared).await
+        })
+        .await?;
+    if args.reboot {
+        events.phase("reboot", cluster.reboots(work, &declared)).await?;
+    }
+    events.phase("proof", cluster.prove(work, &declared, instance, args.keep)).await?;
+    events.phase("leaks", cluster.leaks(work, &declared, logs)).await
 }
 
 /// The check that nothing was left to change, and that something was looked at.

@@ -2,7 +2,9 @@
 //! rooms at once is here and nowhere else.
 
 mod evidence;
+mod leaks;
 mod login;
+mod nodes;
 
 use super::instance::Instance;
 use super::topology::{self, Networks};
@@ -25,12 +27,15 @@ use crate::images::store::Store;
 use crate::lab::accel::{self, Accel};
 use crate::lab::admission::{self, Room};
 use crate::lab::hypervisor::Hypervisor;
+use crate::lab::keys::SshKey;
 use crate::lab::outside::Leg;
 use crate::lab::spec::{LabSpec, NodeSpec};
 use crate::lab::{BootImage, Lab, LabOptions};
 use crate::roles;
+use crate::roles::facts::{self, ByHand, Fact};
 use crate::roles::secrets::Secrets;
-use crate::roles::topology::Login;
+use crate::roles::topology::{Login, NodeKey};
+use crate::secret::Secret;
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::path::Path;
@@ -80,6 +85,10 @@ pub async fn accelerator(work: &Work, hypervisor: &Hypervisor) -> Result<Accel> 
 /// What the roles declare for a lab.
 pub struct Declared {
     pub plan: Arc<Plan>,
+    pub facts: Vec<Fact>,
+    pub by_hand: Vec<ByHand>,
+    /// The cloud's own, by name.
+    pub secrets: Vec<(String, Secret)>,
     pub admin: Credentials,
     pub region: String,
 }
@@ -175,20 +184,34 @@ impl Cluster {
     pub fn declare(&self, work: &Work) -> Result<Declared> {
         let secrets = Secrets::generate()?;
         secrets.hide_in(&work.redactor);
+        let user = self.lab.login_user();
+        let node_key = SshKey::ed25519_from_seed(secrets.node_key(), &format!("{user}@node"))?;
+        node_key.hide_in(&work.redactor);
         let login = Login {
-            user: self.lab.login_user().into(),
+            user: user.into(),
             authorized_keys: vec![self.lab.login_key().public_line()],
+            node_key: NodeKey { private: node_key.private_pem(), public: node_key.public_line() },
         };
         let spec = self.lab.spec();
-        let topology = topology::of(spec, &Networks::of(spec)?, login)?;
+        let host_key = |name: &str| {
+            let key = &self.lab.node(name).expect("a node of this spec").host_key;
+            key.to_openssh().expect("a host key can be written")
+        };
+        let topology = topology::of(spec, &Networks::of(spec)?, login, host_key)?;
         let admin = Credentials {
             user: "admin".into(),
             password: secrets.admin().clone(),
             project: "admin".into(),
             domain: "Default".into(),
         };
-        let plan = Arc::new(roles::plan(&topology, &secrets)?);
-        Ok(Declared { plan, admin, region: topology.region })
+        Ok(Declared {
+            plan: Arc::new(roles::plan(&topology, &secrets)?),
+            facts: facts::facts(&topology),
+            by_hand: facts::changes_by_hand(&topology),
+            secrets: secrets.iter().map(|(n, s)| (n.to_owned(), s.clone())).collect(),
+            admin,
+            region: topology.region,
+        })
     }
 
     /// Brings the nodes to the plan.

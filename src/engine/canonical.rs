@@ -73,10 +73,7 @@ mod tests {
             [File::new("/x", "1").boxed(), File::new("/x", "2").boxed()],
             [File::new("/x", "1").boxed(), File::new("/x", "1").mode(0o600).boxed()],
             [File::secret("/x", "1").boxed(), File::secret("/x", "2").boxed()],
-            [
-                Ini::new("/x").set("a", "b", "1").boxed(),
-                Ini::new("/x").set("a", "b", "2").boxed(),
-            ],
+            [Ini::new("/x").set("a", "b", "1").boxed(), Ini::new("/x").set("a", "b", "2").boxed()],
             [EnvFile::new("/x").set("A", "1").boxed(), EnvFile::new("/x").set("A", "2").boxed()],
             [Lines::new("/x").line("1").boxed(), Lines::new("/x").line("2").boxed()],
             [Block::new("/x", "m", "1").boxed(), Block::new("/x", "m", "2").boxed()],
@@ -104,10 +101,7 @@ mod tests {
                 RabbitUser::new("a", secret("two")).boxed(),
             ],
             [OvsBridge::new("a").boxed(), OvsBridge::new("a").port("x").boxed()],
-            [
-                UserAccount::new("a").boxed(),
-                UserAccount::new("a").group("wheel").boxed(),
-            ],
+            [UserAccount::new("a").boxed(), UserAccount::new("a").group("wheel").boxed()],
         ]
     }
 

@@ -29,7 +29,7 @@ pub trait Site: Send {
         until: Stage,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Keeps the lab as it stands in an empty folder; the lab goes on.
+    /// Keeps the lab as it stands as a folder that is not there yet; the lab goes on.
     fn checkpoint(
         &mut self,
         lab: &mut Self::Lab,
@@ -107,13 +107,14 @@ impl Climb<'_> {
             let what = format!("the layer {} ({}) did not restore", rung.stage, rung.key);
             if let Some(first) = broken {
                 // One damaged file is bad luck; two are a defect, which a third try would hide.
-                return Err(e
-                    .while_doing(format!("{what}, after that of {first}"))
-                    .hint("`--cold` runs without layers, `stackproof cache gc --all` removes them"));
+                return Err(e.while_doing(format!("{what}, after that of {first}")).hint(
+                    "`--cold` runs without layers, `stackproof cache gc --all` removes them",
+                ));
             }
             broken = Some(rung.stage);
             let aside = layers.put_aside(held, &e.to_string())?;
-            let aside = aside.map_or(String::new(), |p| format!("; it was moved to {}", p.display()));
+            let aside =
+                aside.map_or(String::new(), |p| format!("; it was moved to {}", p.display()));
             self.events.warning(format!("{what}: {e}{aside}"));
         }
         match (self.layers, self.why_not(0, before)) {
@@ -169,9 +170,8 @@ impl Climb<'_> {
                 bytes: budget::estimate(&there, self.lab, rung.stage.name, self.memory),
             })
             .collect();
-        let names = |rungs: Vec<&Rung>| {
-            rungs.iter().map(|r| r.stage.name).collect::<Vec<_>>().join(", ")
-        };
+        let names =
+            |rungs: Vec<&Rung>| rungs.iter().map(|r| r.stage.name).collect::<Vec<_>>().join(", ");
         let limit = self.limit(layers, &there)?;
         let all: Vec<&Rung> = wanted.iter().map(|w| w.rung).collect();
         let chosen = budget::choose(&there, wanted, limit);
@@ -230,8 +230,9 @@ impl Climb<'_> {
             ));
         }
         let checkpoint = move |into: PathBuf| async move { site.checkpoint(lab, &into).await };
-        let made = layers
-            .make(rung, self.lab, last, checkpoint)
+        let made = self
+            .events
+            .phase(&format!("layer {}", rung.stage), layers.make(rung, self.lab, last, checkpoint))
             .await
             .map_err(|e| e.while_doing(format!("keeping the layer {}", rung.stage)))?;
         self.events.info(match made {

@@ -107,7 +107,8 @@ fn of_node(
     host: &Host,
     image: &Image,
 ) -> Result<()> {
-    let mut set = |what: &str, value: String| inputs.set(format!("node {}: {what}", node.name), value);
+    let mut set =
+        |what: &str, value: String| inputs.set(format!("node {}: {what}", node.name), value);
     set("image", node.image.clone());
     set("memory", Bytes(node.memory).to_string());
     set("cpus", node.cpus.to_string());
@@ -144,10 +145,7 @@ fn machine(spec: &LabSpec, node: &NodeSpec, host: &Host, image: &Image) -> Strin
         cpus: node.cpus,
         memory: node.memory,
         boot,
-        disks: vec![
-            disk("disk", DiskFormat::Qcow2, false),
-            disk("seed", DiskFormat::Raw, true),
-        ],
+        disks: vec![disk("disk", DiskFormat::Qcow2, false), disk("seed", DiskFormat::Raw, true)],
         nics: node.nics.iter().map(|n| NicArgs { mac: n.mac, mtu: mtu(&n.network) }).collect(),
         // What the host's QEMU was built with is seen by no guest.
         sandbox: false,
@@ -195,8 +193,12 @@ pub(super) mod tests {
             ("\"6GiB\"", "\"5GiB\"", "node openstack1: memory: 6 GiB -> 5 GiB"),
             ("cpus = 2", "cpus = 1", "node openstack1: cpus: 2 -> 1"),
             ("\"20GiB\"", "\"21GiB\"", "node openstack1: disk: 20 GiB -> 21 GiB"),
-            ("103.1\"", "103.9\"", "network management: 192.168.103.0/24, outside 192.168.103.1, \
-                ntp -> 192.168.103.0/24, outside 192.168.103.9, ntp"),
+            (
+                "103.1\"",
+                "103.9\"",
+                "network management: 192.168.103.0/24, outside 192.168.103.1, \
+                ntp -> 192.168.103.0/24, outside 192.168.103.9, ntp",
+            ),
             ("[\"compute\"]", "[\"network\"]", "node openstack2: roles: compute -> network"),
             ("103.12", "103.13", "node openstack2: seed: changed"),
         ];

@@ -26,8 +26,8 @@ pub fn rungs(lab: Inputs, stages: &[Stage], plan: &Plan) -> Vec<Rung> {
         let key = own.key(stage.name, rungs.last().map(|r| &r.key));
         all.extend(own);
         let next = stages.get(i + 1);
-        let passed_over = i > 0
-            && next.is_some_and(|next| canonical::of_stage(plan, *next).is_empty());
+        let passed_over =
+            i > 0 && next.is_some_and(|next| canonical::of_stage(plan, *next).is_empty());
         rungs.push(Rung { stage, key, inputs: all.clone(), passed_over });
     }
     rungs

@@ -211,9 +211,8 @@ impl Layers {
         Ok(Some(Held { key: key.clone(), folder, lock }))
     }
 
-    /// Makes the layer of `rung` with `make`, which writes the checkpoint into the folder that it
-    /// is given; the folder is there and empty. What `make` leaves when it fails or is dropped is
-    /// removed.
+    /// Makes the layer of `rung` with `make`, which makes the checkpoint as the folder that it is
+    /// given and that is not there yet. What `make` leaves when it fails or is dropped is removed.
     pub async fn make<F, Fut>(&self, rung: &Rung, lab: &str, last: bool, make: F) -> Result<Made>
     where
         F: FnOnce(PathBuf) -> Fut,
@@ -233,11 +232,9 @@ impl Layers {
             .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(self.tmp())
             .doing(Kind::Host, cannot)?;
-        let checkpoint = temp.path().join(CHECKPOINT);
-        DirBuilder::new().mode(0o700).create(&checkpoint).doing(Kind::Host, cannot)?;
         let start = Instant::now();
 
-        make(checkpoint).await?;
+        make(temp.path().join(CHECKPOINT)).await?;
 
         let about = About {
             stage: rung.stage.name.to_owned(),
@@ -363,10 +360,7 @@ fn make_private(path: &Path) -> io::Result<()> {
     let meta = fs::symlink_metadata(path)?;
     let mode = meta.permissions().mode();
     if meta.is_symlink() || !(meta.is_dir() || meta.is_file()) {
-        return Err(io::Error::other(format!(
-            "{} is neither a file nor a folder",
-            path.display()
-        )));
+        return Err(io::Error::other(format!("{} is neither a file nor a folder", path.display())));
     }
     if mode & 0o077 != 0 {
         fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o700))?;

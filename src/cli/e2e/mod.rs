@@ -5,6 +5,7 @@ mod logs;
 mod rooms;
 mod summary;
 mod topology;
+mod warm;
 
 use super::args::E2e;
 use super::root::Root;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 pub use rooms::{hypervisor, packages, runs};
+pub use warm::{of_build, of_disk, rungs_of};
 
 pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {
     let json = args.json.as_ref().map(|path| session.env.cwd.join(path));

@@ -40,6 +40,7 @@ impl Site for Fake {
     }
     async fn checkpoint(&mut self, lab: &mut Vec<String>, into: &Path) -> Result<()> {
         self.act(format!("keep {}", lab.last().unwrap()))?;
+        fs::create_dir(into).unwrap();
         fs::write(into.join("lab"), lab.join("\n")).unwrap();
         Ok(())
     }
@@ -228,7 +229,10 @@ async fn without_room_the_run_goes_on_and_says_so() {
     way.unwrap();
     assert_eq!(did, ["boot", "booted to ready"]);
     let said = bench.said();
-    assert!(said.contains("Warning: no room for the layers booted, keystone, nova, ready"), "{said}");
+    assert!(
+        said.contains("Warning: no room for the layers booted, keystone, nova, ready"),
+        "{said}"
+    );
     // With room for one the last is kept, as the one that saves most.
     bench.max = Some(1 << 20);
     let (did, _) = bench.go([1, 1, 1, 1]).await;

@@ -11,8 +11,8 @@ fn rung(name: &'static str) -> Rung {
 
 async fn made(layers: &Layers, rung: &Rung) -> Made {
     let fill = async |into: PathBuf| {
+        fs::create_dir_all(into.join("node")).unwrap();
         fs::write(into.join("memory"), vec![7; 10_000]).unwrap();
-        fs::create_dir(into.join("node")).unwrap();
         fs::write(into.join("node/disk"), "frozen").unwrap();
         Ok(())
     };
@@ -81,6 +81,7 @@ async fn a_failed_or_dropped_making_leaves_nothing_and_the_next_one_works() {
     let layers = Layers::open(dir.path()).unwrap();
     let rung = rung("nova");
     let fail = async |into: PathBuf| {
+        fs::create_dir(&into).unwrap();
         fs::write(into.join("memory"), "half").unwrap();
         Err(Error::lab("QEMU died"))
     };

@@ -1,7 +1,7 @@
 //! A running lab: its networks, our legs on them, and its machines.
 
 use super::accel::Accel;
-use super::admission;
+use super::admission::{self, BootSlots};
 use super::hypervisor::Hypervisor;
 use super::keys::SshKey;
 use super::outside::Leg;
@@ -105,7 +105,11 @@ impl Lab {
         redactor: &Redactor,
     ) -> Result<Lab> {
         let lab = Lab::prepare(spec, images, options, patience, redactor).await?;
-        lab.boot(patience).await?;
+        let slots = match options.accel {
+            Accel::Kvm => BootSlots::unlimited(),
+            Accel::Tcg => BootSlots::open(options.run_root.join(".boot-slots"))?,
+        };
+        lab.boot(&slots, patience).await?;
         Ok(lab)
     }
 
@@ -220,11 +224,12 @@ impl Lab {
         seed.write(file)
     }
 
-    /// Lets all guests run and waits for their SSH servers.
-    async fn boot(&self, patience: &Patience) -> Result<()> {
+    /// Lets all guests run, as many at once as there are slots, and waits for their SSH servers.
+    async fn boot(&self, slots: &BootSlots, patience: &Patience) -> Result<()> {
         // The tasks hold no machine: dropped here, nothing of the lab outlives the drop.
         let mut waits = JoinSet::new();
         for node in &self.nodes {
+            let slot = slots.take(node.name(), &node.vm.death(), patience).await?;
             node.vm.run().await?;
             patience.events.node(node.name(), "booting", 1, 2);
             let leg = self.leg(&node.login.0).expect("the spec was checked").clone();
@@ -233,6 +238,7 @@ impl Lab {
             let patience = patience.clone();
             waits.spawn(async move {
                 let out = ssh_banner(&name, &leg, at, &death, &patience).await;
+                drop(slot);
                 if out.is_ok() {
                     patience.events.node(&name, "up", 2, 2);
                 }

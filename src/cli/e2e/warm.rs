@@ -1,14 +1,20 @@
 //! From the deepest layer that serves to a cloud that is ready.
 
+use super::rooms::{self, Boot, Cluster};
 use super::topology::{self, Networks};
+use super::{evidence, second_run};
+use crate::cli::args::E2e;
+use crate::cli::session::Work;
+use crate::engine::plan::Stage;
 use crate::error::{Context, Kind, Result};
 use crate::images::build::Built;
 use crate::lab::BootImage;
 use crate::lab::accel::Accel;
 use crate::lab::hypervisor::Hypervisor;
 use crate::lab::spec::LabSpec;
+use crate::layers::budget::Space;
 use crate::layers::lab::{Host, Image};
-use crate::layers::{Rung, lab, rungs};
+use crate::layers::{Climb, Layers, Rung, Site, Way, lab, rungs};
 use crate::roles;
 use crate::roles::topology::{Login, NodeKey};
 use crate::secret::Secret;
@@ -69,6 +75,90 @@ pub fn of_build(built: &Built) -> Result<BootImage> {
 /// What a node boots from any other.
 pub fn of_disk(disk: PathBuf) -> BootImage {
     BootImage { disk, kernel: None, initrd: None, append: String::new() }
+}
+
+/// A cloud that is ready: nothing was left to be changed by a second run.
+pub async fn cloud(work: &Work, spec: &LabSpec, boot: Boot<'_>, args: &E2e) -> Result<Way<Cluster>> {
+    let rungs = rungs_of(spec, &boot.hypervisor, boot.accel, boot.images)?;
+    let layers = (!args.cold).then(|| Layers::open(&work.env.store)).transpose()?;
+    let climb = Climb {
+        layers: layers.as_ref(),
+        rungs: &rungs,
+        lab: &spec.name,
+        memory: spec.memory(),
+        space: Space { max: args.layers_max, ..Space::default() },
+        events: &work.events,
+    };
+    let mut ascent = Ascent { work, spec, boot };
+    let way = climb.climb(&mut ascent).await?;
+    // Whoever came from the last layer has made no second run yet.
+    if way.from.as_ref().is_some_and(|(stage, _)| *stage == ready()) {
+        let second = second_run(work, &way.lab).await;
+        if let Err(e) = second {
+            let e = evidence(work, &way.lab, ascent.boot.logs, e).await;
+            return Err(way.explain(e));
+        }
+    }
+    Ok(way)
+}
+
+fn ready() -> Stage {
+    roles::Stage::CloudReady.into()
+}
+
+/// What a run of e2e does at each stage.
+struct Ascent<'a> {
+    work: &'a Work,
+    spec: &'a LabSpec,
+    boot: Boot<'a>,
+}
+
+impl Site for Ascent<'_> {
+    type Lab = Cluster;
+
+    async fn boot(&mut self) -> Result<Cluster> {
+        self.work.events.phase("boot", rooms::boot(self.work, self.spec, &self.boot)).await
+    }
+
+    async fn restore(&mut self, checkpoint: &Path) -> Result<Cluster> {
+        let restored = rooms::restore(self.work, &self.boot, checkpoint);
+        self.work.events.phase("restore", restored).await
+    }
+
+    async fn advance(&mut self, cluster: &mut Cluster, done: Stage, until: Stage) -> Result<()> {
+        match self.provision(cluster, done, until).await {
+            Err(e) => Err(evidence(self.work, cluster, self.boot.logs, e).await),
+            ok => ok,
+        }
+    }
+
+    async fn checkpoint(&mut self, cluster: &mut Cluster, into: &Path) -> Result<()> {
+        cluster.checkpoint(self.work, into).await
+    }
+}
+
+impl Ascent<'_> {
+    async fn provision(&self, cluster: &Cluster, done: Stage, until: Stage) -> Result<()> {
+        let events = &self.work.events;
+        let part = cluster.part(self.work, done, until)?;
+        if !part.steps.is_empty() {
+            let first = events.phase(&phase(done, until), cluster.apply(&part)).await?;
+            let changed = first.changed.len();
+            events.info(format!("{changed} resources changed, {} as declared", first.unchanged));
+        }
+        match until == ready() {
+            true => second_run(self.work, cluster).await,
+            false => Ok(()),
+        }
+    }
+}
+
+/// All of it in one go is just `provision`.
+fn phase(done: Stage, until: Stage) -> String {
+    match done == roles::Stage::Booted.into() && until == ready() {
+        true => "provision".into(),
+        false => format!("provision {until}"),
+    }
 }
 
 #[cfg(test)]

@@ -213,7 +213,7 @@ async fn a_kept_run_stays_and_its_disks_are_closed_in_order() {
     let mut bench = Bench::new().await;
     bench.options.keep = true;
     let lab = bench.prepare().await;
-    let disk = lab.dir().join("a/disk.qcow2");
+    let disk = lab.dir().join("a/disk.0.qcow2");
     lab.stop().await.unwrap();
     assert_eq!((bench.run_dirs(), bench.processes()), (1, 0));
     assert!(disk.exists());

@@ -450,4 +450,4 @@ impl Drop for Watchers {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

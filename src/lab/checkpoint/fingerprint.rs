@@ -89,7 +89,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("memory");
         for size in [0, 5, PIECE as usize, (PIECE * PIECES) as usize + 12_345] {
-            let bytes: Vec<u8> = (0..size as u32).map(|i| (i.wrapping_mul(77) >> 7) as u8).collect();
+            let bytes: Vec<u8> =
+                (0..size as u32).map(|i| (i.wrapping_mul(77) >> 7) as u8).collect();
             std::fs::write(&file, &bytes).unwrap();
             let print = Fingerprint::of(&file).unwrap();
             print.check("the memory", &file).unwrap();

@@ -95,15 +95,7 @@ impl Manifest {
         created: u64,
     ) -> Manifest {
         let lab = LabText { file: spec.file.clone(), text: spec.text.clone() };
-        Manifest {
-            format: FORMAT.into(),
-            version: VERSION,
-            created,
-            platform,
-            lab,
-            nodes,
-            notes,
-        }
+        Manifest { format: FORMAT.into(), version: VERSION, created, platform, lab, nodes, notes }
     }
 
     /// Reads the manifest of the checkpoint in `folder`. Says what is wrong with one that is

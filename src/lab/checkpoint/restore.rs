@@ -91,6 +91,7 @@ impl Checkpoint {
             let checked = print.check(&what, &folder.join(name));
             checked.map_err(|e| e.hint("this checkpoint is lost: remove it and make a new one"))?;
         }
+        record.image.check(&record.name)?;
         // What QEMU will follow is read here first.
         let mut below = record.image.disk.path.clone();
         for index in 0..record.layers.len() {
@@ -99,11 +100,12 @@ impl Checkpoint {
             if found.as_ref() != Some(&below) {
                 let message = format!("this layer should lie on {}", below.display());
                 let found = found.map_or("nothing".into(), |f| f.display().to_string());
-                return Err(Error::input(format!("{message}, and lies on {found}")).at(file, None));
+                return Err(Error::input(format!("{message}, and lies on {found}"))
+                    .at(file, None)
+                    .hint("this is no checkpoint as it was made: remove it and make a new one"));
             }
             below = layer_name(index).into();
         }
-        record.image.check(&record.name)?;
         self.key(&Path::new(&record.name).join(manifest::HOST_KEY)).map(drop)
     }
 

@@ -80,7 +80,8 @@ impl Vm {
         let arguments = json!({ "channels": channel(file), "exit-on-error": false });
         self.ask("migrate-incoming", arguments).await?;
         self.transferred("restoring its memory").await?;
-        let status = self.qmp.call(&qapi_qmp::query_status {}).await.map_err(|e| self.explain(e))?;
+        let status =
+            self.qmp.call(&qapi_qmp::query_status {}).await.map_err(|e| self.explain(e))?;
         if status.running {
             return Err(self.explain(Error::internal("it was not restored standing still")));
         }
@@ -107,7 +108,8 @@ impl Vm {
     }
 
     async fn set_up_transfer(&self) -> Result<()> {
-        let on = |capability: MigrationCapability| json!({ "capability": capability, "state": true });
+        let on =
+            |capability: MigrationCapability| json!({ "capability": capability, "state": true });
         let capabilities = [on(MigrationCapability::mapped_ram), on(MigrationCapability::multifd)];
         self.ask("migrate-set-capabilities", json!({ "capabilities": capabilities })).await?;
         let processors = std::thread::available_parallelism().map_or(2, usize::from);

@@ -79,6 +79,13 @@ impl SshKey {
         Secret::new(pem.as_str())
     }
 
+    /// Reads back what [`SshKey::private_pem`] gave.
+    pub fn from_private_pem(pem: &Secret) -> Result<SshKey> {
+        PrivateKey::from_openssh(pem.reveal())
+            .map(SshKey)
+            .doing(Kind::Input, || "this is no private SSH key".into())
+    }
+
     /// Makes the redactor remove the private key, as a whole and line by line: a console shows
     /// files one line at a time.
     pub fn hide_in(&self, redactor: &Redactor) {
@@ -158,8 +165,11 @@ mod tests {
     #[test]
     fn the_private_file_reads_back_as_the_same_key() {
         for key in [SshKey::ed25519("a b").unwrap(), SshKey::ecdsa_p256("c").unwrap()] {
-            let back = PrivateKey::from_openssh(key.private_pem().reveal()).unwrap();
-            assert_eq!(&back, key.private());
+            let back = SshKey::from_private_pem(&key.private_pem()).unwrap();
+            assert_eq!(back.private(), key.private());
+        }
+        for bad in ["", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n"] {
+            assert!(SshKey::from_private_pem(&Secret::new(bad)).is_err());
         }
     }
 

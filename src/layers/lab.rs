@@ -4,71 +4,40 @@
 use super::inputs::Inputs;
 use crate::engine::canonical::digest;
 use crate::error::{Error, Result};
-use crate::lab::accel::Accel;
+use crate::lab::checkpoint::Platform;
 use crate::lab::keys::SshKey;
-use crate::lab::qemu::{self, Boot, Disk, DiskFormat, Machine, NicArgs};
 use crate::lab::seed::Seed;
 use crate::lab::spec::{Bytes, LabSpec, NetworkSpec, NodeSpec};
-use std::path::Path;
+use crate::lab::{BootImage, LabOptions};
 
 /// Raised when layers are kept in another way than before.
 const FORMAT: &str = "1";
 
 /// What a node boots, by its content.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Image {
     /// The name that its content gives it in the store: a digest, or a key of what built it.
     pub content: String,
-    /// Whether its kernel is loaded directly, with this command line.
-    pub append: Option<String>,
+    pub boot: BootImage,
 }
 
-/// The host's part in a lab.
-#[derive(Clone, Debug)]
-pub struct Host {
-    /// Major, minor, micro.
-    pub qemu: (u32, u32, u32),
-    pub accel: Accel,
-    /// The processor's model and flags, which guests see under KVM: see [`processor`].
-    pub processor: (String, String),
-}
-
-impl Host {
-    pub fn new(qemu: (u32, u32, u32), accel: Accel) -> Host {
-        Host { qemu, accel, processor: processor(Path::new("/")) }
-    }
-}
-
-/// Model and sorted flags of the first processor. `root` is `/`, or a test's.
-fn processor(root: &Path) -> (String, String) {
-    let text = std::fs::read_to_string(root.join("proc/cpuinfo")).unwrap_or_default();
-    let line = |name: &str| {
-        let value = text.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_prefix(':'));
-        value.unwrap_or_default().trim().to_owned()
-    };
-    let flags = line("flags");
-    let mut flags: Vec<&str> = flags.split_whitespace().collect();
-    flags.sort_unstable();
-    (line("model name"), flags.join(" "))
-}
-
-/// The inputs of a lab whose nodes have booted. `image` is asked for every node's image.
+/// The inputs of a lab whose nodes have booted on `platform`. `image` is asked for every node's
+/// image; of the options nothing counts that no guest sees.
 pub fn inputs(
     spec: &LabSpec,
-    host: &Host,
+    platform: &Platform,
+    options: &LabOptions,
     image: impl Fn(&str) -> Option<Image>,
 ) -> Result<Inputs> {
     let mut inputs = Inputs::default();
     inputs.set("format of layers", FORMAT);
-    let (major, minor, micro) = host.qemu;
-    inputs.set("QEMU", format!("{major}.{minor}.{micro}"));
-    inputs.set("accelerator", host.accel.to_string());
-    for (option, value) in qemu::base(host.accel) {
-        inputs.set(format!("QEMU {option}"), value);
-    }
-    if host.accel == Accel::Kvm {
-        inputs.set("host processor", &host.processor.0);
-        inputs.set("host processor's flags", digest(&host.processor.1));
+    inputs.set("QEMU", &platform.qemu);
+    inputs.set("accelerator", &platform.accelerator);
+    inputs.set("machine", &platform.machine);
+    inputs.set("processor", &platform.processor);
+    if let Some(host) = &platform.host {
+        inputs.set("host processor", &host.model);
+        inputs.set("host processor's flags", digest(host.flags.join(" ")));
     }
     for network in &spec.networks {
         inputs.set(format!("network {}", network.name), network_text(network));
@@ -78,10 +47,14 @@ pub fn inputs(
             Error::internal(format!("the image {} was not brought in", node.image))
         })?;
         inputs.set(format!("image {}", node.image), &image.content);
-        if let Some(append) = &image.append {
-            inputs.set(format!("image {}: kernel command line", node.image), append);
+        if image.boot.kernel.is_some() {
+            inputs.set(format!("image {}: kernel command line", node.image), &image.boot.append);
         }
-        of_node(&mut inputs, spec, node, host, &image)?;
+        of_node(&mut inputs, spec, node)?;
+        // This one and the seed catch what no value above names: devices, their order, what is
+        // said to cloud-init.
+        let hardware = spec.hardware(node, &image.boot, options);
+        inputs.set(format!("node {}: hardware", node.name), hardware);
     }
     Ok(inputs)
 }
@@ -100,15 +73,10 @@ fn network_text(network: &NetworkSpec) -> String {
     text
 }
 
-fn of_node(
-    inputs: &mut Inputs,
-    spec: &LabSpec,
-    node: &NodeSpec,
-    host: &Host,
-    image: &Image,
-) -> Result<()> {
-    let mut set =
-        |what: &str, value: String| inputs.set(format!("node {}: {what}", node.name), value);
+fn of_node(inputs: &mut Inputs, spec: &LabSpec, node: &NodeSpec) -> Result<()> {
+    let mut set = |what: &str, value: String| {
+        inputs.set(format!("node {}: {what}", node.name), value);
+    };
     set("image", node.image.clone());
     set("memory", Bytes(node.memory).to_string());
     set("cpus", node.cpus.to_string());
@@ -118,54 +86,45 @@ fn of_node(
         let address = nic.address.map_or("no address".into(), |a| a.to_string());
         set(&format!("NIC on {}", nic.network), format!("{}, {address}", nic.mac));
     }
-    // These two catch what the values above do not name: devices, their order, what is said to
-    // cloud-init.
-    set("machine", digest(machine(spec, node, host, image)));
     let key = SshKey::symbolic();
-    let seed = Seed::of(spec, node, &key, &key).volume()?;
-    set("seed", digest(seed));
+    set("seed", digest(Seed::of(spec, node, &key, &key).volume()?));
     Ok(())
-}
-
-/// QEMU's arguments with names in the place of the host's files.
-fn machine(spec: &LabSpec, node: &NodeSpec, host: &Host, image: &Image) -> String {
-    let mtu = |network: &str| spec.network(network).and_then(|n| n.mtu);
-    let disk = |file: &str, format, read_only| Disk { file: file.into(), format, read_only };
-    let boot = match &image.append {
-        Some(append) => Boot::Kernel {
-            kernel: "kernel".into(),
-            initrd: Some("initrd".into()),
-            append: append.clone(),
-        },
-        None => Boot::Disk,
-    };
-    let machine = Machine {
-        name: node.name.clone(),
-        accel: host.accel,
-        cpus: node.cpus,
-        memory: node.memory,
-        boot,
-        disks: vec![disk("disk", DiskFormat::Qcow2, false), disk("seed", DiskFormat::Raw, true)],
-        nics: node.nics.iter().map(|n| NicArgs { mac: n.mac, mtu: mtu(&n.network) }).collect(),
-        // What the host's QEMU was built with is seen by no guest.
-        sandbox: false,
-    };
-    let arguments = machine.arguments();
-    arguments.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::lab::accel::Accel;
+    use crate::lab::checkpoint::HostProcessor;
+    use crate::lab::hypervisor::Hypervisor;
+    use std::path::Path;
 
-    pub fn host() -> Host {
-        let processor = ("a model".into(), "fpu sse".into());
-        Host { qemu: (10, 0, 2), accel: Accel::Tcg, processor }
+    fn platform(accelerator: &str) -> Platform {
+        let host = HostProcessor { model: "a model".into(), flags: vec!["fpu".into()] };
+        Platform {
+            qemu: "10.0.2 (Debian 1)".into(),
+            accelerator: accelerator.into(),
+            machine: "q35".into(),
+            processor: "max".into(),
+            host: (accelerator == "KVM").then_some(host),
+        }
+    }
+
+    fn options() -> LabOptions {
+        let (qemu, img, release) = ("qemu".into(), "qemu-img".into(), "10.0.2".into());
+        let hypervisor = Hypervisor { qemu, img, version: (10, 0, 2), release, sandbox: true };
+        let (run_root, accel) = ("/somewhere".into(), Accel::Tcg);
+        LabOptions { run_root, hypervisor, accel, keep: false, logs: None }
     }
 
     fn image(name: &str) -> Option<Image> {
-        let (content, append) = (format!("sha256/{name}"), Some("quiet".into()));
-        Some(Image { content, append })
+        let boot = BootImage {
+            disk: "/store/disk".into(),
+            kernel: Some("/store/kernel".into()),
+            initrd: None,
+            append: "quiet".into(),
+        };
+        Some(Image { content: format!("sha256/{name}"), boot })
     }
 
     pub fn two_node(change: impl Fn(String) -> String) -> LabSpec {
@@ -175,7 +134,7 @@ pub(super) mod tests {
     }
 
     pub fn of(spec: &LabSpec) -> Inputs {
-        inputs(spec, &host(), image).unwrap()
+        inputs(spec, &platform("TCG"), &options(), image).unwrap()
     }
 
     #[test]
@@ -216,29 +175,37 @@ pub(super) mod tests {
     fn another_qemu_accelerator_processor_or_image_is_another_input() {
         let spec = two_node(|t| t);
         let before = of(&spec);
-        let newer = Host { qemu: (10, 0, 3), ..host() };
-        let changes = inputs(&spec, &newer, image).unwrap().changes_since(&before);
-        assert_eq!(changes, ["QEMU: 10.0.2 -> 10.0.3"]);
-        // Under TCG no guest sees the host's processor.
-        let moved = Host { processor: ("another".into(), String::new()), ..host() };
-        assert_eq!(inputs(&spec, &moved, image).unwrap(), before);
-        let kvm = |h: Host| inputs(&spec, &Host { accel: Accel::Kvm, ..h }, image).unwrap();
-        assert_ne!(kvm(host()), before);
+        let on = |platform: &Platform| inputs(&spec, platform, &options(), image).unwrap();
+        let newer = Platform { qemu: "10.0.3 (Debian 1)".into(), ..platform("TCG") };
         assert_eq!(
-            kvm(moved).changes_since(&kvm(host())),
-            ["host processor: a model -> another", "host processor's flags: changed"]
+            on(&newer).changes_since(&before),
+            ["QEMU: 10.0.2 (Debian 1) -> 10.0.3 (Debian 1)"]
         );
+        let kvm = on(&platform("KVM"));
+        assert!(kvm.changes_since(&before).contains(&"accelerator: TCG -> KVM".into()));
+        let mut moved = platform("KVM");
+        moved.host.as_mut().unwrap().flags.push("avx".into());
+        assert_eq!(on(&moved).changes_since(&kvm), ["host processor's flags: changed"]);
         let rebuilt = |name: &str| Some(Image { content: "sha256/new".into(), ..image(name)? });
-        let changes = inputs(&spec, &host(), rebuilt).unwrap().changes_since(&before);
-        assert_eq!(changes, ["image debian-13-node: sha256/debian-13-node -> sha256/new"]);
+        let after = inputs(&spec, &platform("TCG"), &options(), rebuilt).unwrap();
+        assert_eq!(
+            after.changes_since(&before),
+            ["image debian-13-node: sha256/debian-13-node -> sha256/new"]
+        );
     }
 
     #[test]
-    fn the_processor_is_read_with_its_flags_in_order() {
-        let root = tempfile::tempdir().unwrap();
-        std::fs::create_dir(root.path().join("proc")).unwrap();
-        let text = "processor\t: 0\nmodel name\t: A B\nflags\t\t: sse fpu\n\nmodel name\t: C\n";
-        std::fs::write(root.path().join("proc/cpuinfo"), text).unwrap();
-        assert_eq!(processor(root.path()), ("A B".into(), "fpu sse".into()));
+    fn what_no_guest_sees_is_no_input() {
+        let spec = two_node(|t| t);
+        let mut other = options();
+        (other.run_root, other.keep) = ("/elsewhere".into(), true);
+        other.hypervisor.sandbox = false;
+        let moved = |name: &str| {
+            let mut image = image(name)?;
+            image.boot.disk = "/other/disk".into();
+            image.boot.kernel = Some("/other/kernel".into());
+            Some(image)
+        };
+        assert_eq!(inputs(&spec, &platform("TCG"), &other, moved).unwrap(), of(&spec));
     }
 }

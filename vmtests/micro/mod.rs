@@ -1,6 +1,7 @@
 //! The tests with guests of a hundred MiB: seconds each under emulation.
 
 mod boot;
+mod checkpoint;
 mod death;
 mod disk;
 mod engine;
@@ -21,6 +22,7 @@ pub fn all() -> Vec<Test> {
         death::TESTS,
         fault::TESTS,
         disk::TESTS,
+        checkpoint::TESTS,
         secrets::TESTS,
     ]
     .concat()

@@ -8,12 +8,13 @@ use crate::cli::session::Work;
 use crate::engine::plan::Stage;
 use crate::error::{Context, Kind, Result};
 use crate::images::build::Built;
-use crate::lab::BootImage;
 use crate::lab::accel::Accel;
+use crate::lab::checkpoint::Platform;
 use crate::lab::hypervisor::Hypervisor;
 use crate::lab::spec::LabSpec;
+use crate::lab::{BootImage, LabOptions};
 use crate::layers::budget::Space;
-use crate::layers::lab::{Host, Image};
+use crate::layers::lab::Image;
 use crate::layers::{Climb, Layers, Rung, Site, Way, lab, rungs};
 use crate::roles;
 use crate::roles::topology::{Login, NodeKey};
@@ -43,9 +44,13 @@ pub fn rungs_of(
         .iter()
         .map(|(name, boot)| Ok((name.as_str(), image(boot)?)))
         .collect::<Result<_>>()?;
-    let absent = || Image { content: "not in the store".into(), append: None };
+    let absent =
+        || Image { content: "not in the store".into(), boot: of_disk(PathBuf::new()) };
     let of = |name: &str| Some(images.get(name).cloned().unwrap_or_else(absent));
-    let made = lab::inputs(spec, &Host::new(hypervisor.version, accel), of)?;
+    let platform = Platform::here(hypervisor, accel)?;
+    let (run_root, hypervisor) = (PathBuf::new(), hypervisor.clone());
+    let options = LabOptions { run_root, hypervisor, accel, keep: false, logs: None };
+    let made = lab::inputs(spec, &platform, &options, of)?;
     Ok(rungs(made, &roles::Stage::ORDER.map(Into::into), &plan))
 }
 
@@ -63,7 +68,7 @@ fn image(boot: &BootImage) -> Result<Image> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => name(&boot.disk),
         Err(e) => return Err(e).doing(Kind::Host, || format!("cannot read {}", sums.display())),
     };
-    Ok(Image { content, append: boot.kernel.is_some().then(|| boot.append.clone()) })
+    Ok(Image { content, boot: boot.clone() })
 }
 
 /// What a node boots from an image that was built here: the kernel directly.
@@ -169,7 +174,8 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let spec = LabSpec::load(&root.join("vmtests/labs/two-node.toml")).unwrap();
         let (qemu, img) = ("qemu".into(), "qemu-img".into());
-        let hypervisor = Hypervisor { qemu, img, version: (10, 0, 2), sandbox: true };
+        let (version, release) = ((10, 0, 2), "10.0.2".into());
+        let hypervisor = Hypervisor { qemu, img, version, release, sandbox: true };
         rungs_of(&spec, &hypervisor, Accel::Tcg, images).unwrap()
     }
 
@@ -202,6 +208,6 @@ mod tests {
     #[test]
     fn a_fetched_image_is_called_by_its_digest() {
         let image = image(&of_disk("/store/sha256/ab/abcd".into())).unwrap();
-        assert_eq!(image, Image { content: "abcd".into(), append: None });
+        assert_eq!(image.content, "abcd");
     }
 }

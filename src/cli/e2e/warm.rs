@@ -44,8 +44,7 @@ pub fn rungs_of(
         .iter()
         .map(|(name, boot)| Ok((name.as_str(), image(boot)?)))
         .collect::<Result<_>>()?;
-    let absent =
-        || Image { content: "not in the store".into(), boot: of_disk(PathBuf::new()) };
+    let absent = || Image { content: "not in the store".into(), boot: of_disk(PathBuf::new()) };
     let of = |name: &str| Some(images.get(name).cloned().unwrap_or_else(absent));
     let platform = Platform::here(hypervisor, accel)?;
     let (run_root, hypervisor) = (PathBuf::new(), hypervisor.clone());
@@ -83,7 +82,12 @@ pub fn of_disk(disk: PathBuf) -> BootImage {
 }
 
 /// A cloud that is ready: nothing was left to be changed by a second run.
-pub async fn cloud(work: &Work, spec: &LabSpec, boot: Boot<'_>, args: &E2e) -> Result<Way<Cluster>> {
+pub async fn cloud(
+    work: &Work,
+    spec: &LabSpec,
+    boot: Boot<'_>,
+    args: &E2e,
+) -> Result<Way<Cluster>> {
     let rungs = rungs_of(spec, &boot.hypervisor, boot.accel, boot.images)?;
     let layers = (!args.cold).then(|| Layers::open(&work.env.store)).transpose()?;
     let climb = Climb {

@@ -164,8 +164,8 @@ async fn a_boot_ends_at_once_when_a_node_dies() {
     let bench = Bench::new().await;
     let lab = bench.prepare().await;
     let b = rustix::process::Pid::from_raw(lab.node("b").unwrap().vm.pid() as i32).unwrap();
-    let patience = patience(10.0);
-    let (out, ()) = tokio::join!(lab.boot(&patience), async {
+    let (patience, slots) = (patience(10.0), BootSlots::unlimited());
+    let (out, ()) = tokio::join!(lab.boot(&slots, &patience), async {
         let wait = lab.node("b").unwrap().vm.qmp().subscribe();
         let mut wait = wait;
         // Killed once it runs.

@@ -20,7 +20,7 @@ pub async fn restore(work: &Work, boot: &Boot<'_>, from: &Path) -> Result<Cluste
     let (options, patience) = (boot.options(work), work.patience());
     let restored = Lab::restore(from, &options, &patience, &work.redactor).await?;
     let secrets = Secrets::parse(&restored.notes.0).map_err(|e| e.at(from, None))?;
-    let cluster = Cluster::of(restored.lab, secrets, boot.logs, work)?;
+    let cluster = Cluster::new(restored.lab, secrets, boot.logs, work)?;
     for name in restored.unstepped {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let set = format!("date -u -s @{}.{:03}", now.as_secs(), now.subsec_millis());
@@ -53,7 +53,8 @@ impl Cluster {
         let mut runs = JoinSet::new();
         for node in self.nodes.iter().filter(|n| only.is_none_or(|only| n.name == only)) {
             let (node, patience) = (node.clone(), work.patience());
-            let (what, script) = (format!("{} for {what}", node.name), format!("{{ {script}; }}\n"));
+            let (what, script) =
+                (format!("{} for {what}", node.name), format!("{{ {script}; }}\n"));
             runs.spawn(async move {
                 let run = async { node.shell.script(script).await };
                 let out = patience.within(&what, nominal, &node.death, run).await?;

@@ -159,7 +159,7 @@ pub async fn boot(work: &Work, spec: &LabSpec, boot: &Boot<'_>) -> Result<Cluste
     };
     let (options, patience) = (boot.options(work), work.patience());
     let lab = Lab::start(spec, image, &options, &patience, &work.redactor).await?;
-    Cluster::of(lab, Secrets::generate()?, boot.logs, work)
+    Cluster::new(lab, Secrets::generate()?, boot.logs, work)
 }
 
 /// Where runs have their folders.
@@ -204,7 +204,7 @@ fn leg(lab: &Lab, network: &str) -> Result<Leg> {
 
 impl Cluster {
     /// Makes the secrets known to the redactor before they are used.
-    fn of(lab: Lab, secrets: Secrets, logs: &Path, work: &Work) -> Result<Cluster> {
+    fn new(lab: Lab, secrets: Secrets, logs: &Path, work: &Work) -> Result<Cluster> {
         secrets.hide_in(&work.redactor);
         let journal = Journal::open(logs.join("engine.log"), work.redactor.clone())?;
         let engine = Engine::new(Vec::new(), work.patience(), journal.clone());

@@ -124,7 +124,7 @@ impl Lab {
         let lab = Lab::prepare(spec, images, options, patience, redactor).await?;
         let slots = match options.accel {
             Accel::Kvm => BootSlots::unlimited(),
-            Accel::Tcg => BootSlots::open(options.run_root.join(".boot-slots"))?,
+            Accel::Tcg => BootSlots::open(&options.run_root)?,
         };
         lab.boot(&slots, patience).await?;
         Ok(lab)

@@ -6,6 +6,7 @@ mod death;
 mod disk;
 mod engine;
 mod fault;
+mod layers;
 mod network;
 mod secrets;
 
@@ -23,6 +24,7 @@ pub fn all() -> Vec<Test> {
         fault::TESTS,
         disk::TESTS,
         checkpoint::TESTS,
+        layers::TESTS,
         secrets::TESTS,
     ]
     .concat()

@@ -74,7 +74,7 @@ impl BootSlots {
     fn free(&self) -> Result<Option<BootSlot>> {
         let Some(slots) = self.slots else { return Ok(Some(BootSlot { _lock: None })) };
         for slot in 0..slots {
-            let path = self.folder.join(format!("slot-{slot}"));
+            let path = self.folder.join(format!(".boot-slot-{slot}"));
             let taken = LockFile::try_take(&path, Hold::Exclusive).map_err(|e| {
                 Error::new(Kind::Host, "cannot lock the boot slot").at(&path, None).because(e)
             })?;

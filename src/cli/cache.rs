@@ -106,7 +106,13 @@ impl Present {
         };
         let mut keys: BTreeMap<String, BTreeSet<Key>> = BTreeMap::new();
         for file in root.labs() {
-            let spec = LabSpec::load(&file)?;
+            let spec = match LabSpec::load(&file) {
+                Ok(spec) => spec,
+                Err(e) => {
+                    work.events.warning(e.to_string());
+                    continue;
+                }
+            };
             for accel in [Accel::Tcg, Accel::Kvm] {
                 // A lab that is no cloud has no layers of ours.
                 let rungs = here.rungs(&spec, accel).unwrap_or_default();

@@ -296,7 +296,8 @@ impl Layers {
 
     /// What was put aside takes so many bytes.
     pub fn broken_bytes(&self) -> u64 {
-        Usage::of(&self.broken()).map_or(0, |u| u.bytes())
+        let all = fs::read_dir(self.broken()).into_iter().flatten().flatten();
+        all.map(|entry| Usage::of(&entry.path()).map_or(0, |u| u.bytes())).sum()
     }
 
     /// Removes what was put aside.

@@ -155,15 +155,24 @@ impl Lab {
         }
         let runs = together(lab.nodes.iter().map(|n| n.vm.run())).await;
         runs.into_iter().collect::<Result<Vec<()>>>()?;
-        let stepped = together(lab.nodes.iter().map(|n| step_clock(n, patience))).await;
-        let mut unstepped = Vec::new();
-        for (node, stepped) in lab.nodes.iter().zip(stepped) {
+        let unstepped = lab.step_clocks(patience).await?;
+        for node in &lab.nodes {
             patience.events.node(node.name(), "restored", 2, 2);
+        }
+        Ok(Restored { lab, notes: saved.manifest.notes, unstepped })
+    }
+
+    /// Sets the clocks of all nodes to ours, which they have lost while they stood still. Names the
+    /// nodes without a guest agent, whose clocks are as they were.
+    pub async fn step_clocks(&self, patience: &Patience) -> Result<Vec<String>> {
+        let stepped = together(self.nodes.iter().map(|n| step_clock(n, patience))).await;
+        let mut unstepped = Vec::new();
+        for (node, stepped) in self.nodes.iter().zip(stepped) {
             if !stepped? {
                 unstepped.push(node.name().to_owned());
             }
         }
-        Ok(Restored { lab, notes: saved.manifest.notes, unstepped })
+        Ok(unstepped)
     }
 
     /// One machine with its memory, standing still.

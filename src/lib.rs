@@ -3,12 +3,14 @@
 //!
 //! The rooms of the house, from the ground up. A room uses only those before it in this list:
 //!
-//! * [`error`], [`event`], [`secret`], [`wait`]: the ground. What can go wrong, what happens, what
-//!   must never be shown, and how everything that takes time is waited for.
+//! * [`error`], [`event`], [`secret`], [`wait`], [`lockfile`]: the ground. What can go wrong, what
+//!   happens, what must never be shown, how everything that takes time is waited for, and how
+//!   processes keep out of each other's way.
 //! * [`host`]: what the host has (tools, memory, devices, mirrors) and how to get what it lacks.
 //! * [`images`]: manifests, the content-addressed store, downloads, inspection, recipes.
 //! * [`lab`]: virtual machines and the network between them. Knows no OpenStack and no engine.
 //! * [`engine`]: typed resources, observed and changed over SSH. Knows no OpenStack.
+//! * [`layers`]: checkpoints of labs, kept by what made them and taken up again.
 //! * [`roles`]: what each OpenStack service needs, as data for the engine.
 //! * [`cloud`]: the OpenStack APIs and the proof, step by step.
 //! * [`diagnose`]: evidence gathered when something fails.
@@ -23,6 +25,8 @@ pub mod event;
 pub mod host;
 pub mod images;
 pub mod lab;
+pub mod layers;
+pub mod lockfile;
 pub mod roles;
 pub mod secret;
 pub mod wait;

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod cache;
 mod e2e;
 mod environment;
 mod failure;
@@ -68,6 +69,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Verb::E2e(args) => e2e::run(session, args).await,
         Verb::Images(verb) => images::run(session, verb).await,
         Verb::Host(verb) => host::run(session, verb).await,
+        Verb::Cache(verb) => cache::run(session, verb).await,
         Verb::Bench(args) => bench::run(session, args).await,
     }
 }

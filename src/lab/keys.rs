@@ -22,6 +22,15 @@ impl SshKey {
         Self::generate(Algorithm::Ed25519, comment)
     }
 
+    /// No secret at all: the same pair everywhere, known to everybody. For what must not depend on
+    /// keys; never for a lab.
+    pub fn symbolic() -> SshKey {
+        let pair = Ed25519Keypair::from_seed(b"stackproof: known to everybody!!");
+        let mut key = PrivateKey::from(pair);
+        key.set_comment("symbolic");
+        SshKey(key)
+    }
+
     /// For instances.
     pub fn ecdsa_p256(comment: &str) -> Result<SshKey> {
         Self::generate(Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 }, comment)
@@ -68,6 +77,13 @@ impl SshKey {
     pub fn private_pem(&self) -> Secret {
         let pem = self.0.to_openssh(LineEnding::LF).expect("a generated key can be written");
         Secret::new(pem.as_str())
+    }
+
+    /// Reads back what [`SshKey::private_pem`] gave.
+    pub fn from_private_pem(pem: &Secret) -> Result<SshKey> {
+        PrivateKey::from_openssh(pem.reveal())
+            .map(SshKey)
+            .doing(Kind::Input, || "this is no private SSH key".into())
     }
 
     /// Makes the redactor remove the private key, as a whole and line by line: a console shows
@@ -149,8 +165,11 @@ mod tests {
     #[test]
     fn the_private_file_reads_back_as_the_same_key() {
         for key in [SshKey::ed25519("a b").unwrap(), SshKey::ecdsa_p256("c").unwrap()] {
-            let back = PrivateKey::from_openssh(key.private_pem().reveal()).unwrap();
-            assert_eq!(&back, key.private());
+            let back = SshKey::from_private_pem(&key.private_pem()).unwrap();
+            assert_eq!(back.private(), key.private());
+        }
+        for bad in ["", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n"] {
+            assert!(SshKey::from_private_pem(&Secret::new(bad)).is_err());
         }
     }
 

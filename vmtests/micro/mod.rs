@@ -1,10 +1,12 @@
 //! The tests with guests of a hundred MiB: seconds each under emulation.
 
 mod boot;
+mod checkpoint;
 mod death;
 mod disk;
 mod engine;
 mod fault;
+mod layers;
 mod network;
 mod secrets;
 
@@ -21,6 +23,8 @@ pub fn all() -> Vec<Test> {
         death::TESTS,
         fault::TESTS,
         disk::TESTS,
+        checkpoint::TESTS,
+        layers::TESTS,
         secrets::TESTS,
     ]
     .concat()

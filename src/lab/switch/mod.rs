@@ -86,6 +86,12 @@ impl Switch {
             .or_insert_with(|| Network(Arc::new(Domain::new(name))))
             .clone()
     }
+
+    /// Frames still under way, on any network; 0 when all are delivered.
+    pub fn waiting(&self) -> usize {
+        let networks = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        networks.values().map(|n| n.0.waiting()).sum()
+    }
 }
 
 impl Network {

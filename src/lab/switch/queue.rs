@@ -84,6 +84,9 @@ impl Queue {
         self.emptied.notified()
     }
 
+    pub fn waiting(&self) -> usize {
+        self.lock().frames as usize
+    }
     pub fn wrote(&self) {
         self.progress.fetch_add(1, Ordering::Relaxed);
     }

@@ -88,6 +88,10 @@ impl Domain {
         self.change(|t| t.taps.retain(|tap| !tap.to.is_closed()));
     }
 
+    pub fn waiting(&self) -> usize {
+        self.lock().ports.iter().filter_map(|p| p.queue()).map(|q| q.waiting()).sum()
+    }
+
     fn change(&self, edit: impl FnOnce(&mut Table)) {
         let mut table = self.lock();
         edit(Arc::make_mut(&mut table));

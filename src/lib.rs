@@ -11,6 +11,7 @@
 //! * [`engine`]: typed resources, observed and changed over SSH. Knows no OpenStack.
 //! * [`roles`]: what each OpenStack service needs, as data for the engine.
 //! * [`cloud`]: the OpenStack APIs and the proof, step by step.
+//! * [`supervisor`]: a running lab as a process of its own, found by name, spoken to over a socket.
 //! * [`diagnose`]: evidence gathered when something fails.
 //! * [`cli`]: the only room that prints or reads the environment.
 
@@ -25,4 +26,5 @@ pub mod images;
 pub mod lab;
 pub mod roles;
 pub mod secret;
+pub mod supervisor;
 pub mod wait;

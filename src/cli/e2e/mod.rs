@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
-pub use rooms::{hypervisor, packages, runs};
+pub use rooms::{Boot, accelerator, boot, host, hypervisor, packages, runs};
 
 pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {
     let json = args.json.as_ref().map(|path| session.env.cwd.join(path));
@@ -135,7 +135,7 @@ fn second_run(report: &Report, seconds: f64) -> Check {
 }
 
 /// What the nodes boot, by the name of the image.
-async fn node_images(
+pub async fn node_images(
     work: &Work,
     spec: &LabSpec,
     manifests: &Manifests,

@@ -80,6 +80,8 @@ pub async fn accelerator(work: &Work, hypervisor: &Hypervisor) -> Result<Accel> 
 /// What the roles declare for a lab.
 pub struct Declared {
     pub plan: Arc<Plan>,
+    /// Keystone's, as nodes reach it.
+    pub auth_url: String,
     pub admin: Credentials,
     pub region: String,
 }
@@ -188,7 +190,8 @@ impl Cluster {
             domain: "Default".into(),
         };
         let plan = Arc::new(roles::plan(&topology, &secrets)?);
-        Ok(Declared { plan, admin, region: topology.region })
+        let auth_url = format!("http://{}:5000/v3", topology.controller().name);
+        Ok(Declared { plan, auth_url, admin, region: topology.region })
     }
 
     /// Brings the nodes to the plan.
@@ -235,7 +238,7 @@ impl Cluster {
         keep: bool,
     ) -> Result<ProofInputs> {
         let spec = self.lab.spec();
-        let controller = with_role(spec, "controller")?;
+        with_role(spec, "controller")?;
         let network = with_role(spec, "network")?;
         let compute = with_role(spec, "compute")?;
         let address = |node: &NodeSpec| {
@@ -250,7 +253,7 @@ impl Cluster {
             .map(|node| Ok((node.name.clone(), address(node)?)))
             .collect::<Result<_>>()?;
         Ok(ProofInputs {
-            auth_url: Url::parse(&format!("http://{}:5000/v3", controller.name))?,
+            auth_url: Url::parse(&declared.auth_url)?,
             admin: declared.admin.clone(),
             region: declared.region.clone(),
             names,
@@ -289,6 +292,11 @@ impl Cluster {
         Ok(causes
             .map(|c| format!("{} ({}:{}: {})", c.meaning, c.text, c.line, c.excerpt))
             .collect())
+    }
+
+    /// The machines, without the engine: for those who live in the lab.
+    pub fn into_lab(self) -> Lab {
+        self.lab
     }
 
     /// Ends the machines.

@@ -57,7 +57,8 @@ impl Starter {
         let (news, mut rest) = mpsc::unbounded_channel::<News>();
         let writer = tokio::spawn(async move {
             while let Some(news) = rest.recv().await {
-                if protocol::write(&mut to, &news).await.is_err() {
+                let last = !matches!(news, News::Event(_));
+                if protocol::write(&mut to, &news).await.is_err() || last {
                     break;
                 }
             }
@@ -75,10 +76,9 @@ impl Starter {
     pub fn gone(&self) -> Death {
         self.gone.clone()
     }
-    /// Tells the last and waits until it is on its way. Every [`Starter::teller`] must be gone.
+    /// Tells the last, that it is up or that it failed, and waits until it is on its way.
     pub async fn last(self, news: News) {
         self.tell(news);
-        drop(self.news);
         let _ = tokio::time::timeout(STOPS, self.writer).await;
     }
 }
@@ -110,6 +110,11 @@ impl Starting {
         // The command keeps a copy of the owner's end: its end would never be seen.
         drop(command);
         Ok(Starting { place: place.clone(), child, stream: Some(stream), done: false })
+    }
+
+    /// The owner's.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Passes the owner's events on until the lab is up, or failed to come up.

@@ -6,6 +6,7 @@ mod disk;
 mod engine;
 mod fault;
 mod network;
+mod owner;
 mod secrets;
 
 use crate::bench::GUEST;
@@ -22,6 +23,7 @@ pub fn all() -> Vec<Test> {
         fault::TESTS,
         disk::TESTS,
         secrets::TESTS,
+        owner::TESTS,
     ]
     .concat()
 }

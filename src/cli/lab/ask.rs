@@ -34,7 +34,7 @@ pub async fn down(work: &Work, name: Option<String>) -> Result<()> {
 pub async fn console(client: &Client, node: String, lines: usize, follow: bool) -> Result<()> {
     let request = Request::Console { node, lines, follow };
     let (_, stream) = client.open(&request).await?;
-    pour(stream, |piece| stdio::output(piece)).await
+    pour(stream, stdio::output).await
 }
 
 /// Takes what a stream brings until it ends.
@@ -221,7 +221,7 @@ pub async fn capture(work: &Work, client: &Client, what: &str, output: &Path) ->
     let (node, network) = fault::port(what)?;
     let (_, stream) = client.open(&Request::Capture { network, node }).await?;
     if output == Path::new("-") {
-        return pour(stream, |piece| stdio::output(piece)).await;
+        return pour(stream, stdio::output).await;
     }
     let path = work.env.cwd.join(output);
     let mut options = std::fs::OpenOptions::new();

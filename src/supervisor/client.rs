@@ -6,7 +6,10 @@ use super::socket;
 use super::status::Status;
 use crate::error::{Context, Error, Kind, Result};
 use crate::wait::{Death, Patience, Poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::net::UnixStream;
 
@@ -113,8 +116,13 @@ impl Client {
             return Ok(false);
         }
         let (_, mut stream) = self.open(&Request::Down).await?;
+        // Opened while the owner holds the other end: never another process of that pid.
+        let pid = stream.peer_cred().ok().and_then(|cred| Pid::from_raw(cred.pid()?));
+        // An owner within our own process, as tests have it, is gone when its place is.
+        let pid = pid.filter(|pid| *pid != getpid());
+        let owner = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let what = format!("lab {} to end", self.place.name());
-        // Closed when its owner ends; the lock is given back by the kernel just after.
+        // Closed when its owner has nothing left but to end.
         let closed = async {
             let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
             Ok(())
@@ -125,6 +133,7 @@ impl Client {
         let gone = || async {
             match self.place.look() {
                 Ok(Found::Owned { pid, .. }) => Poll::NotYet(format!("process {pid:?} is there")),
+                Ok(_) if owner.as_ref().is_some_and(runs) => Poll::NotYet("it is ending".into()),
                 Ok(_) => Poll::Ready(()),
                 Err(e) => Poll::Failed(e),
             }
@@ -199,6 +208,12 @@ impl Client {
             None => "see `stackproof lab ls`".into(),
         }
     }
+}
+
+/// A pidfd is readable once its process has ended.
+fn runs(process: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
 }
 
 /// The error for an answer of another shape than the question's.

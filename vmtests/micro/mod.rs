@@ -8,6 +8,7 @@ mod engine;
 mod fault;
 mod layers;
 mod network;
+mod owner;
 mod secrets;
 
 use crate::bench::GUEST;
@@ -26,6 +27,7 @@ pub fn all() -> Vec<Test> {
         checkpoint::TESTS,
         layers::TESTS,
         secrets::TESTS,
+        owner::TESTS,
     ]
     .concat()
 }

@@ -107,6 +107,8 @@ pub struct Declared {
     pub by_hand: Vec<ByHand>,
     /// The cloud's own, by name.
     pub secrets: Vec<(String, Secret)>,
+    /// Keystone's, as nodes reach it.
+    pub auth_url: String,
     pub admin: Credentials,
     pub region: String,
 }
@@ -267,6 +269,7 @@ impl Cluster {
             facts: facts::facts(&topology),
             by_hand: facts::changes_by_hand(&topology),
             secrets: secrets.iter().map(|(n, s)| (n.to_owned(), s.clone())).collect(),
+            auth_url: format!("http://{}:{}/v3", topology.controller().name, roles::KEYSTONE_PORT),
             admin,
             region: topology.region,
         })
@@ -316,7 +319,7 @@ impl Cluster {
         keep: bool,
     ) -> Result<ProofInputs> {
         let spec = self.lab.spec();
-        let controller = with_role(spec, "controller")?;
+        with_role(spec, "controller")?;
         let network = with_role(spec, "network")?;
         let compute = with_role(spec, "compute")?;
         let address = |node: &NodeSpec| {
@@ -331,7 +334,7 @@ impl Cluster {
             .map(|node| Ok((node.name.clone(), address(node)?)))
             .collect::<Result<_>>()?;
         Ok(ProofInputs {
-            auth_url: Url::parse(&format!("http://{}:5000/v3", controller.name))?,
+            auth_url: Url::parse(&declared.auth_url)?,
             admin: declared.admin.clone(),
             region: declared.region.clone(),
             names,
@@ -370,6 +373,11 @@ impl Cluster {
         Ok(causes
             .map(|c| format!("{} ({}:{}: {})", c.meaning, c.text, c.line, c.excerpt))
             .collect())
+    }
+
+    /// The machines, without the engine: for those who live in the lab.
+    pub fn into_lab(self) -> Lab {
+        self.lab
     }
 
     /// Ends the machines.

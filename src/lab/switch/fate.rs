@@ -162,7 +162,8 @@ mod tests {
             };
             let fates = Fates::new(seed, "node/net", Direction::To);
             let all: Vec<Fate> = (0..FRAMES).map(|n| fates.of(n, &fault)).collect();
-            let count = |what: &dyn Fn(&Fate) -> bool| all.iter().filter(|f| what(f)).count() as u64;
+            let count =
+                |what: &dyn Fn(&Fate) -> bool| all.iter().filter(|f| what(f)).count() as u64;
             let p = p.as_f64();
             assert!(near(count(&|f| f.lost), FRAMES, p));
             assert!(near(count(&|f| f.duplicated), FRAMES, p));

@@ -5,6 +5,7 @@ mod death;
 mod disk;
 mod engine;
 mod fault;
+mod fault_wire;
 mod network;
 mod secrets;
 
@@ -20,6 +21,7 @@ pub fn all() -> Vec<Test> {
         engine::TESTS,
         death::TESTS,
         fault::TESTS,
+        fault_wire::TESTS,
         disk::TESTS,
         secrets::TESTS,
     ]

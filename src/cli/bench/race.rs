@@ -176,7 +176,7 @@ mod tests {
         impl End for Lossy {
             fn send(&mut self, frame: &[u8]) -> io::Result<()> {
                 self.1 += 1;
-                if self.1 % 10 == 0 { Ok(()) } else { self.0.send(frame) }
+                if self.1.is_multiple_of(10) { Ok(()) } else { self.0.send(frame) }
             }
             fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
                 self.0.receive(each)

@@ -6,6 +6,7 @@ mod death;
 mod disk;
 mod engine;
 mod fault;
+mod fault_wire;
 mod layers;
 mod network;
 mod owner;
@@ -23,6 +24,7 @@ pub fn all() -> Vec<Test> {
         engine::TESTS,
         death::TESTS,
         fault::TESTS,
+        fault_wire::TESTS,
         disk::TESTS,
         checkpoint::TESTS,
         layers::TESTS,

@@ -98,12 +98,6 @@ impl Switch {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Network>> {
         self.0.by_name.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
-
-    /// Frames still under way, on any network; 0 when all are delivered.
-    pub fn waiting(&self) -> usize {
-        let networks = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        networks.values().map(|n| n.0.waiting()).sum()
-    }
 }
 
 impl Network {

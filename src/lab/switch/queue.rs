@@ -230,10 +230,6 @@ impl Queue {
         self.emptied.notified()
     }
 
-    /// Frames that wait.
-    pub fn waiting(&self) -> usize {
-        self.lock().batch.frames as usize
-    }
     fn wrote(&self) {
         self.writes.fetch_add(1, Ordering::Relaxed);
     }

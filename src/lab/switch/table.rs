@@ -169,10 +169,6 @@ impl Domain {
         self.change(|t| t.taps.retain(|tap| !tap.to.is_closed()));
     }
 
-    pub fn waiting(&self) -> usize {
-        self.lock().ports.iter().filter_map(|p| p.queue()).map(|q| q.waiting()).sum()
-    }
-
     pub fn set_split(&self, split: Split) {
         self.change(|t| t.split = split);
     }

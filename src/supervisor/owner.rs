@@ -317,7 +317,7 @@ impl Work<'_> {
                 self.renew();
                 out.map(|()| Answer::Done)
             }
-            Request::Restore { from } => match seam::inspect(&from) {
+            Request::Restore { from } => match seam::inspect(&from, &self.running.options) {
                 Ok(()) => return self.restore(&from, claim).await.map(Ok),
                 Err(e) => Err(e),
             },

@@ -15,7 +15,7 @@ use crate::images::store::Store;
 use crate::lab::LabOptions;
 use crate::lab::spec::LabSpec;
 use crate::secret::Redactor;
-use crate::supervisor::cloud::{Cloud, User};
+use crate::supervisor::cloud::Cloud;
 use crate::supervisor::owner::Running;
 use crate::supervisor::protocol::Refusal;
 use crate::supervisor::starter::News;
@@ -147,9 +147,9 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         Source::File(spec) => spec,
         Source::Checkpoint(from) => {
             owner.doing("restoring a checkpoint");
-            seam::inspect(&from)?;
             let hypervisor = work.events.phase("host", e2e::hypervisor()).await?;
             let options = options(work, hypervisor, &logs).await?;
+            seam::inspect(&from, &options)?;
             let patience = work.patience();
             let restored = seam::restore(&from, &options, &patience, &work.redactor);
             let (lab, notes) = work.events.phase("restore", restored).await?;
@@ -187,11 +187,7 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         let report = work.events.phase("provision", cluster.apply(&declared.plan)).await?;
         let (changed, unchanged) = (report.changed.len(), report.unchanged);
         work.events.info(format!("{changed} resources changed, {unchanged} as declared"));
-        cloud = Some(Cloud {
-            auth_url: declared.auth_url.clone(),
-            region: declared.region.clone(),
-            users: vec![User::of(&declared.admin)],
-        });
+        cloud = Some(declared.cloud());
     }
     Ok(Running { lab: cluster.into_lab(), options, cloud, proxy_command })
 }

@@ -54,11 +54,22 @@ impl Capture {
             let private = std::fs::Permissions::from_mode(0o600);
             file.set_permissions(private).doing(Kind::Host, doing)?;
         }
+        Self::into(domain, file, path, most)
+    }
+
+    /// Writes to `to`, which is called `path` in errors. Its writes may block.
+    pub(super) fn into(
+        domain: Arc<Domain>,
+        to: impl Write + Send + 'static,
+        path: &Path,
+        most: Option<u64>,
+    ) -> Result<Capture> {
+        let doing = || format!("cannot write a capture to {}", path.display());
         let spool = Arc::new(Spool::new(most));
         let writing = spool.clone();
         // A thread, and not a task: it writes to a disk. It ends when the spool is closed.
         let writer = std::thread::Builder::new().name("capture".into());
-        let writer = writer.spawn(move || writing.drain(file)).doing(Kind::Host, doing)?;
+        let writer = writer.spawn(move || writing.drain(to)).doing(Kind::Host, doing)?;
         Ok(Capture { domain, spool, path: path.to_owned(), writer: Some(writer) })
     }
 

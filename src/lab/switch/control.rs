@@ -126,9 +126,24 @@ impl Network {
     /// disk loses frames (counted), never slows the network.
     pub fn capture(&self, port: Option<&str>, file: &Path, most: Option<u64>) -> Result<Capture> {
         let port = port.map(|name| self.0.resolve(name)).transpose()?;
-        let capture = Capture::start(self.0.clone(), file, most)?;
+        Ok(self.begin(port, Capture::start(self.0.clone(), file, most)?))
+    }
+
+    /// The same into anything that can be written to, called `name` in errors.
+    pub fn capture_into(
+        &self,
+        port: Option<&str>,
+        to: impl std::io::Write + Send + 'static,
+        name: &Path,
+        most: Option<u64>,
+    ) -> Result<Capture> {
+        let port = port.map(|name| self.0.resolve(name)).transpose()?;
+        Ok(self.begin(port, Capture::into(self.0.clone(), to, name, most)?))
+    }
+
+    fn begin(&self, port: Option<String>, capture: Capture) -> Capture {
         self.0.begin_capture(Wanted { port, spool: capture.spool().clone() });
-        Ok(capture)
+        capture
     }
 
     /// Frames still under way; 0 when all are delivered.

@@ -39,6 +39,7 @@ use crate::roles::facts::{self, ByHand, Fact};
 use crate::roles::secrets::Secrets;
 use crate::roles::topology::{Login, NodeKey, Topology};
 use crate::secret::Secret;
+use crate::supervisor::cloud::{Cloud, User};
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::path::Path;
@@ -111,6 +112,17 @@ pub struct Declared {
     pub auth_url: String,
     pub admin: Credentials,
     pub region: String,
+}
+
+impl Declared {
+    /// What those who use the cloud need to know.
+    pub fn cloud(&self) -> Cloud {
+        Cloud {
+            auth_url: self.auth_url.clone(),
+            region: self.region.clone(),
+            users: vec![User::of(&self.admin)],
+        }
+    }
 }
 
 /// The packages that are baked into a recipe's image beside its own: those that roles declare.

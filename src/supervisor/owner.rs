@@ -12,6 +12,7 @@ use super::seam::{self, Writer};
 use super::status::Status;
 use super::{login, serve, socket};
 use crate::error::{Context, Error, Kind, Result};
+use crate::lab::admission::Reservation;
 use crate::lab::{Lab, LabOptions, Node};
 use crate::secret::Redactor;
 use crate::wait::Patience;
@@ -42,6 +43,8 @@ pub struct Running {
     pub cloud: Option<Cloud>,
     /// The command that ssh reaches a node's port through; see [`login::write`].
     pub proxy_command: String,
+    /// Given back with the lab.
+    pub room: Reservation,
 }
 
 /// An owner listens from before its lab is up: it can be asked how far it is, and to end. Dropped,

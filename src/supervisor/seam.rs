@@ -3,6 +3,7 @@
 use super::fault::{Disturbance, Wire};
 use crate::error::{Context, Error, Kind, Result};
 use crate::lab::checkpoint::{After, Checkpoint, Notes};
+use crate::lab::spec::LabSpec;
 use crate::lab::switch::{Direction, Fault, Probability};
 use crate::lab::{Lab, LabOptions};
 use crate::secret::Redactor;
@@ -26,6 +27,11 @@ pub async fn checkpoint(
     // They stood still for as long as their memory took to be written.
     told_of_clocks(lab.step_clocks(patience).await?, patience);
     Ok(())
+}
+
+/// What lab a checkpoint is of.
+pub fn spec(from: &Path) -> Result<LabSpec> {
+    Checkpoint::open(from).map(|saved| saved.spec().clone())
 }
 
 /// Whether a checkpoint is whole and fits this host, before anything is given up for it.

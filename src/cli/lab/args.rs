@@ -153,12 +153,16 @@ pub struct Up {
     /// The lab to boot: a file, or the name of one in vmtests/labs/
     #[arg(long, value_name = "FILE", default_value = "two-node", conflicts_with = "restore")]
     pub lab: String,
-    /// Instead of booting, continue from a checkpoint: a name from `lab checkpoint`, or its folder
-    #[arg(long, value_name = "NAME|DIR", conflicts_with = "provision")]
+    /// Instead of booting, continue from a checkpoint: a name from `lab checkpoint`, its folder, or
+    /// a stage from `stackproof cache ls` (`cloud-ready`)
+    #[arg(long, value_name = "NAME|DIR|STAGE", conflicts_with = "provision")]
     pub restore: Option<String>,
     /// Provision OpenStack on the nodes once they answer
     #[arg(long)]
     pub provision: bool,
+    /// Do not wait for other labs to make room: fail at once
+    #[arg(long)]
+    pub no_wait: bool,
     /// Own the lab in this process: it ends with Ctrl-C
     #[arg(long)]
     pub foreground: bool,

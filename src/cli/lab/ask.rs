@@ -1,6 +1,7 @@
 //! The verbs that ask a lab's owner for something and show what came.
 
 use super::args::Fault as Asked;
+use super::kept;
 use super::{stdio, which};
 use crate::cli::print;
 use crate::cli::session::Work;
@@ -128,16 +129,8 @@ pub async fn rc(work: &Work, client: &Client, dir: Option<PathBuf>) -> Result<()
     Ok(())
 }
 
-/// The folder that a checkpoint's name stands for.
-pub fn checkpoint_dir(work: &Work, name: &str) -> PathBuf {
-    if name.contains('/') || name == "." || name == ".." {
-        return work.env.cwd.join(name);
-    }
-    work.env.store.join("checkpoints").join(name)
-}
-
 pub async fn checkpoint(work: &Work, client: &Client, name: &str) -> Result<()> {
-    let into = checkpoint_dir(work, name);
+    let into = kept::dir(work, name);
     if into.exists() {
         return Err(Error::input("there is such a checkpoint already")
             .at(&into, None)
@@ -150,25 +143,8 @@ pub async fn checkpoint(work: &Work, client: &Client, name: &str) -> Result<()> 
 }
 
 pub async fn restore(work: &Work, client: &Client, name: &str) -> Result<()> {
-    let from = known_checkpoint(work, name)?;
-    client.ask(&Request::Restore { from }).await.map(drop)
-}
-
-/// The folder of a checkpoint that must be there.
-pub fn known_checkpoint(work: &Work, name: &str) -> Result<PathBuf> {
-    let from = checkpoint_dir(work, name);
-    if from.is_dir() {
-        return Ok(from);
-    }
-    let all = std::fs::read_dir(work.env.store.join("checkpoints")).into_iter().flatten().flatten();
-    let mut known: Vec<String> =
-        all.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    known.sort();
-    let hint = match known.as_slice() {
-        [] => "make one with `stackproof lab checkpoint NAME`".into(),
-        known => format!("there is: {}", known.join(", ")),
-    };
-    Err(Error::input(format!("there is no checkpoint {name}")).at(from, None).hint(hint))
+    let kept = kept::find(work, name)?;
+    client.ask(&Request::Restore { from: kept.dir.clone() }).await.map(drop)
 }
 
 pub async fn fault(client: &Client, asked: Asked) -> Result<()> {

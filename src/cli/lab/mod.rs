@@ -4,6 +4,7 @@ pub mod args;
 mod ask;
 mod cp;
 mod exec;
+mod kept;
 mod own;
 mod show;
 mod stdio;

@@ -13,6 +13,7 @@ use crate::event::{Event, Events};
 use crate::images::manifest::load_dir;
 use crate::images::store::Store;
 use crate::lab::LabOptions;
+use crate::lab::admission::Reservation;
 use crate::lab::spec::LabSpec;
 use crate::secret::Redactor;
 use crate::supervisor::cloud::Cloud;
@@ -145,17 +146,20 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
     let proxy_command = proxy_command(&work.env.store, place)?;
     let spec = match source {
         Source::File(spec) => spec,
-        Source::Checkpoint(from) => {
-            owner.doing("restoring a checkpoint");
+        Source::Checkpoint(kept) => {
+            let from = &kept.dir;
+            owner.doing("checking the host");
             let hypervisor = work.events.phase("host", e2e::hypervisor()).await?;
             let options = options(work, hypervisor, &logs).await?;
-            seam::inspect(&from, &options)?;
+            seam::inspect(from, &options)?;
+            let room = reserve(work, owner, &seam::spec(from)?, up).await?;
+            owner.doing("restoring a checkpoint");
             let patience = work.patience();
-            let restored = seam::restore(&from, &options, &patience, &work.redactor);
+            let restored = seam::restore(from, &options, &patience, &work.redactor);
             let (lab, notes) = work.events.phase("restore", restored).await?;
             let cloud = Cloud::of_notes(&notes);
             cloud.iter().for_each(|cloud| cloud.hide_in(&work.redactor));
-            return Ok(Running { lab, options, cloud, proxy_command });
+            return Ok(Running { lab, options, cloud, proxy_command, room });
         }
     };
     let manifests = load_dir(&root.images())?;
@@ -170,6 +174,7 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
     let images = work.events.phase("images", images).await?;
     owner.doing("measuring the accelerator");
     let options = options(work, hypervisor, &logs).await?;
+    let room = reserve(work, owner, &spec, up).await?;
     owner.doing("booting");
     let boot = Boot {
         images: &images,
@@ -189,7 +194,13 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         work.events.info(format!("{changed} resources changed, {unchanged} as declared"));
         cloud = Some(declared.cloud());
     }
-    Ok(Running { lab: cluster.into_lab(), options, cloud, proxy_command })
+    Ok(Running { lab: cluster.into_lab(), options, cloud, proxy_command, room })
+}
+
+/// Room for the lab beside all others, held until its end.
+async fn reserve(work: &Work, owner: &Owner, spec: &LabSpec, up: &Up) -> Result<Reservation> {
+    owner.doing("waiting for room");
+    e2e::reserve(work, spec, up.no_wait).await
 }
 
 async fn options(

@@ -1,7 +1,8 @@
 //! `lab up`: starts the process that owns the lab and shows what it does until the lab is up.
 
 use super::args::Up;
-use super::{ask, show};
+use super::kept::{self, Kept};
+use super::show;
 use crate::cli::e2e::runs;
 use crate::cli::print;
 use crate::cli::root::Root;
@@ -11,20 +12,19 @@ use crate::lab::spec::LabSpec;
 use crate::supervisor::Place;
 use crate::supervisor::place::Found;
 use crate::supervisor::starter::Starting;
-use std::path::PathBuf;
 use std::process::Command;
 
 /// What a lab is made from.
 pub enum Source {
     File(LabSpec),
-    Checkpoint(PathBuf),
+    Checkpoint(Kept),
 }
 
 impl Source {
     /// Found to be there; what is wrong with a lab file is said now. `root` holds the files.
     pub fn of(work: &Work, up: &Up, root: &Root) -> Result<Source> {
         match &up.restore {
-            Some(name) => Ok(Source::Checkpoint(ask::known_checkpoint(work, name)?)),
+            Some(name) => Ok(Source::Checkpoint(kept::find(work, name)?)),
             None => Ok(Source::File(LabSpec::load(&root.lab(&up.lab, &work.env.cwd)?)?)),
         }
     }
@@ -33,9 +33,7 @@ impl Source {
     fn name(&self) -> String {
         match self {
             Source::File(spec) => spec.name.clone(),
-            Source::Checkpoint(dir) => {
-                dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
-            }
+            Source::Checkpoint(kept) => kept.lab.clone(),
         }
     }
 
@@ -47,7 +45,7 @@ impl Source {
     pub fn text(&self, up: &Up) -> String {
         match self {
             Source::File(_) => up.lab.clone(),
-            Source::Checkpoint(dir) => format!("checkpoint {}", dir.display()),
+            Source::Checkpoint(kept) => format!("checkpoint {}", kept.dir.display()),
         }
     }
 }
@@ -89,6 +87,9 @@ fn command(work: &Work, place: &Place, up: &Up) -> Result<Command> {
         Some(checkpoint) => command.args(["--restore", checkpoint]),
         None => command.args(["--lab", &up.lab]),
     };
+    if up.no_wait {
+        command.arg("--no-wait");
+    }
     if up.provision {
         command.arg("--provision");
     }

@@ -3,14 +3,17 @@
 //!
 //! The rooms of the house, from the ground up. A room uses only those before it in this list:
 //!
-//! * [`error`], [`event`], [`secret`], [`wait`]: the ground. What can go wrong, what happens, what
-//!   must never be shown, and how everything that takes time is waited for.
+//! * [`error`], [`event`], [`secret`], [`wait`], [`lockfile`]: the ground. What can go wrong, what
+//!   happens, what must never be shown, how everything that takes time is waited for, and how
+//!   processes keep out of each other's way.
 //! * [`host`]: what the host has (tools, memory, devices, mirrors) and how to get what it lacks.
 //! * [`images`]: manifests, the content-addressed store, downloads, inspection, recipes.
 //! * [`lab`]: virtual machines and the network between them. Knows no OpenStack and no engine.
 //! * [`engine`]: typed resources, observed and changed over SSH. Knows no OpenStack.
+//! * [`layers`]: checkpoints of labs, kept by what made them and taken up again.
 //! * [`roles`]: what each OpenStack service needs, as data for the engine.
 //! * [`cloud`]: the OpenStack APIs and the proof, step by step.
+//! * [`supervisor`]: a running lab as a process of its own, found by name, spoken to over a socket.
 //! * [`diagnose`]: evidence gathered when something fails.
 //! * [`cli`]: the only room that prints or reads the environment.
 
@@ -23,6 +26,9 @@ pub mod event;
 pub mod host;
 pub mod images;
 pub mod lab;
+pub mod layers;
+pub mod lockfile;
 pub mod roles;
 pub mod secret;
+pub mod supervisor;
 pub mod wait;

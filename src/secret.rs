@@ -68,6 +68,11 @@ impl Redactor {
         out
     }
 
+    /// Every secret that is known, to look for each where it must not be.
+    pub fn all(&self) -> Vec<Secret> {
+        self.0.read().expect("redactor lock").clone()
+    }
+
     /// How many secrets are known: tests use it to be sure that a search searched for something.
     pub fn len(&self) -> usize {
         self.0.read().expect("redactor lock").len()

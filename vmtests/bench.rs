@@ -106,8 +106,12 @@ impl Bench {
 
     pub async fn start_with(&self, nodes: &[&str], patience: &Patience) -> Result<Lab> {
         let spec = LabSpec::parse("micro.toml".as_ref(), &lab("micro", nodes))?;
+        self.start_lab(&spec, patience).await
+    }
+
+    pub async fn start_lab(&self, spec: &LabSpec, patience: &Patience) -> Result<Lab> {
         let image = |_: &str| Ok(self.image.clone());
-        Lab::start(&spec, image, &self.options, patience, &self.redactor).await
+        Lab::start(spec, image, &self.options, patience, &self.redactor).await
     }
 
     /// All events until now.

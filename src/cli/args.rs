@@ -1,6 +1,7 @@
 //! The command line: what can be asked, with help texts that teach.
 
 use crate::error::Kind;
+use crate::lab::spec::Bytes;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -47,8 +48,9 @@ pub enum Verb {
     /// Boot the lab, provision OpenStack on it, and prove from outside that an instance works
     ///
     /// The phases: host (tools, memory, disk), images (fetched or built once), accelerator (KVM or
-    /// TCG, whichever really is faster), boot, provision, second-run (must change nothing), proof,
-    /// teardown. Nothing of the host's network is touched and nothing is left running.
+    /// TCG, whichever really is faster), boot, provision, second-run (must change nothing), nodes
+    /// (lines changed by hand are mended; clocks, names, logins, stores), proof, leaks (no secret in
+    /// any log), teardown. Nothing of the host's network is touched and nothing is left running.
     E2e(E2e),
     /// The images: what is known, what is in the store, and how it gets there
     #[command(subcommand)]
@@ -56,8 +58,13 @@ pub enum Verb {
     /// This machine: what it has for running labs, and what it lacks
     #[command(subcommand)]
     Host(Host),
+    /// The layers: labs as they stood at the stages of their making, which e2e begins from
+    #[command(subcommand)]
+    Cache(Cache),
     /// Measure: hashing, boot to SSH and the phases of the last e2e, beside their peers
     Bench(Bench),
+    /// A lab to live in: start one, log in, copy, forward, disturb, save and restore it
+    Lab(super::lab::args::Lab),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -80,9 +87,26 @@ pub struct E2e {
     #[arg(long)]
     pub keep: bool,
 
+    /// Before the proof, reboot each node in turn and see that it comes back whole by itself
+    #[arg(long)]
+    pub reboot: bool,
+
     /// Write the result as one JSON object to FILE (mode 0600, written whole or not at all)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+
+    /// Neither begin from a layer of an earlier run nor keep any: everything is done anew
+    #[arg(long)]
+    pub cold: bool,
+
+    /// What layers may take of the disk, all together [default: half of what they take now and what
+    /// is free; 12 GiB always stay free]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub layers_max: Option<u64>,
+
+    /// Be refused at once, instead of waiting, when other labs have the memory or the processors
+    #[arg(long)]
+    pub no_wait: bool,
 
     /// Where consoles, journals and service logs are saved when something fails
     /// [default: a folder of this run in the store's logs/]
@@ -124,6 +148,32 @@ pub enum Images {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum Cache {
+    /// Show every layer: its stage, lab, size on disk, age, last use, key, and whether it would
+    /// serve a run now
+    Ls {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove layers, those used longest ago first; none that is in use
+    Gc {
+        /// Until the rest takes at most SIZE [default: half of what they take now and what is free]
+        #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "all")]
+        max: Option<u64>,
+        /// All of them
+        #[arg(long)]
+        all: bool,
+    },
+    /// Say of every stage whether its layer would serve a run now, and else which input changed
+    Why {
+        /// The lab: a file, or the name of one in vmtests/labs/
+        #[arg(long, value_name = "FILE", default_value = "two-node")]
+        lab: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub enum Host {
     /// Show tools with versions, accelerators with their measured speed, memory and disk, and how
     /// to get what is missing; exits 3 when a lab cannot run here
@@ -150,6 +200,12 @@ pub struct Bench {
     /// Boot no machine
     #[arg(long)]
     pub no_boot: bool,
+}
+
+/// A number of bytes with its unit.
+fn size(text: &str) -> Result<u64, String> {
+    let wanted = || format!("`{text}` is no size such as 20GiB or 512MiB");
+    text.parse::<Bytes>().map(|b| b.0).map_err(|()| wanted())
 }
 
 /// Exit codes and environment, made from the code that uses them so that they cannot drift.
@@ -195,7 +251,7 @@ mod tests {
     fn e2e_takes_every_documented_option_and_global_ones_after_the_verb() {
         let cli = parse(
             "e2e --lab my.toml --instance-image disk.qcow2 --instance-user joe --keep \
-             --json out.json --log-dir logs --store /s --debian-mirror http://example.org/debian -v",
+             --json out.json --log-dir logs --cold --layers-max 20GiB --no-wait --store /s --debian-mirror http://example.org/debian -v",
         )
         .unwrap();
         assert_eq!(cli.global.store, Some("/s".into()));
@@ -208,6 +264,7 @@ mod tests {
         assert!(e2e.keep);
         assert_eq!(e2e.json, Some("out.json".into()));
         assert_eq!(e2e.log_dir, Some("logs".into()));
+        assert_eq!((e2e.cold, e2e.no_wait, e2e.layers_max), (true, true, Some(20 << 30)));
     }
 
     #[test]
@@ -218,7 +275,15 @@ mod tests {
 
     #[test]
     fn a_wrong_command_line_exits_as_wrong_input() {
-        for line in ["e2e --nope", "images fetch", "images", "host chekc", "frobnicate"] {
+        for line in [
+            "e2e --nope",
+            "e2e --layers-max 5",
+            "cache gc --all --max 1GiB",
+            "images fetch",
+            "images",
+            "host chekc",
+            "frobnicate",
+        ] {
             let e = parse(line).unwrap_err();
             assert_eq!(e.exit_code(), i32::from(Kind::Input.exit_code()), "{line}: {e}");
         }

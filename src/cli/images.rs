@@ -73,13 +73,21 @@ pub async fn fetch(work: &Work, store: &Store, manifest: &Manifest) -> Result<Pa
 
 /// Builds a recipe, if it is not in the store as it stands.
 pub async fn build(work: &Work, store: &Store, manifest: &Manifest) -> Result<Built> {
+    builder(work, store).build(manifest, &super::e2e::packages(&manifest.name)).await
+}
+
+/// The build of a recipe as it stands, if it is in the store.
+pub fn built(work: &Work, store: &Store, manifest: &Manifest) -> Result<Option<Built>> {
+    builder(work, store).built(manifest, &super::e2e::packages(&manifest.name))
+}
+
+fn builder(work: &Work, store: &Store) -> Builder {
     let mirrors = match &work.env.debian_mirror {
         Some(given) => Some(Mirrors::given(given)),
         None => Mirrors::of_apt(Path::new("/etc/apt")),
     };
     let (store, logs) = (store.clone(), work.env.store.join("logs"));
-    let builder = Builder { store, mirrors, logs, patience: work.patience() };
-    builder.build(manifest, &super::e2e::packages(&manifest.name)).await
+    Builder { store, mirrors, logs, patience: work.patience() }
 }
 
 fn all_of<'m>(manifests: &'m Manifests, names: &[String]) -> Result<Vec<&'m Manifest>> {

@@ -42,6 +42,12 @@ impl Root {
         self.folder.join("images")
     }
 
+    /// Every lab file in `vmtests/labs/`.
+    pub fn labs(&self) -> Vec<PathBuf> {
+        let labs = self.folder.join("vmtests/labs");
+        names(&labs).into_iter().map(|name| labs.join(format!("{name}.toml"))).collect()
+    }
+
     /// The lab file that `lab` names: a path (absolute, or from `cwd`), or the name of a lab in
     /// `vmtests/labs/`.
     pub fn lab(&self, lab: &str, cwd: &Path) -> Result<PathBuf> {

@@ -5,12 +5,14 @@
 //!
 //! * [`resource`]: what a resource is; [`resources`]: the generic ones.
 //! * [`plan`]: steps and the order between them, checked before anything is touched.
+//! * [`canonical`]: a step's declarations as digests, to tell whether they changed.
 //! * [`batch`]: many fragments of shell in one script, framed.
 //! * [`observe`], [`apply`]: the engine proper; [`journal`]: what it writes down for people.
 //! * [`inventory`], [`transport`], [`ssh`]: nodes and how they are reached.
 
 pub mod apply;
 pub mod batch;
+pub mod canonical;
 pub mod ini;
 pub mod inventory;
 pub mod journal;

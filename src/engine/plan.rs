@@ -1,9 +1,28 @@
 //! A plan: steps on nodes, each a list of resources, with an order between steps only where one
 //! is needed. Everything else runs at once.
+//!
+//! A plan may be cut into stages, applied one after the other: what a stage made can then be kept,
+//! and taken up again later by a plan that begins after it.
 
 use super::resource::Resource;
 use crate::error::{Error, Result};
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+
+/// A part of a plan: all steps of it and of the stages before it are closed under dependencies.
+/// What the stages are is for the makers of plans to say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stage {
+    /// Stages are applied by rising rank.
+    pub rank: usize,
+    pub name: &'static str,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
 
 #[derive(Debug)]
 pub struct Step {
@@ -14,11 +33,18 @@ pub struct Step {
     pub resources: Vec<Box<dyn Resource>>,
     /// Ids of steps that must be in their declared state before this one is applied.
     pub after: Vec<String>,
+    /// Of a plan without stages all steps have the same.
+    pub stage: Stage,
 }
 
 impl Step {
     pub fn new(id: impl Into<String>, node: impl Into<String>) -> Step {
-        Step { id: id.into(), node: node.into(), resources: Vec::new(), after: Vec::new() }
+        let (id, node, stage) = (id.into(), node.into(), Stage::default());
+        Step { id, node, resources: Vec::new(), after: Vec::new(), stage }
+    }
+    pub fn stage(mut self, stage: Stage) -> Step {
+        self.stage = stage;
+        self
     }
     pub fn with(mut self, resource: impl Resource + 'static) -> Step {
         self.resources.push(Box::new(resource));
@@ -51,6 +77,31 @@ impl Order {
 }
 
 impl Plan {
+    /// The stages that have steps, in their order.
+    pub fn stages(&self) -> Vec<Stage> {
+        let stages: BTreeSet<Stage> = self.steps.iter().map(|s| s.stage).collect();
+        stages.into_iter().collect()
+    }
+
+    /// What is left of the plan where everything up to and with the stage `done` has been applied,
+    /// and only up to and with the stage `until` is wanted. None is: from the beginning.
+    ///
+    /// That steps come after others of a stage that is done needs no saying any more.
+    pub fn between(self, done: Option<Stage>, until: Stage) -> Plan {
+        let is_done = |stage: Stage| done.is_some_and(|done| stage <= done);
+        let gone: BTreeSet<String> =
+            self.steps.iter().filter(|s| is_done(s.stage)).map(|s| s.id.clone()).collect();
+        let wanted = |s: &Step| !is_done(s.stage) && s.stage <= until;
+        let mut steps: Vec<Step> = self.steps.into_iter().filter(wanted).collect();
+        steps.iter_mut().for_each(|s| s.after.retain(|a| !gone.contains(a)));
+        Plan { steps }
+    }
+
+    /// Everything up to and with the stage `until`.
+    pub fn until(self, until: Stage) -> Plan {
+        self.between(None, until)
+    }
+
     /// Checks everything that can be known without a node: ids, nodes, order, and that no two steps
     /// could write one path at once or write under a unit that has started already.
     pub fn validate(&self, nodes: &[&str]) -> Result<Order> {
@@ -74,6 +125,14 @@ impl Plan {
                         step.id
                     ))
                 })?);
+            }
+            if let Some(&late) = these.iter().find(|&&b| self.steps[b].stage > step.stage) {
+                let late = &self.steps[late];
+                return Err(Error::input(format!(
+                    "step {} of stage {} comes after {}, which is of the later stage {}",
+                    step.id, step.stage, late.id, late.stage
+                ))
+                .hint("a stage is closed: move one of the steps to the other's stage"));
             }
             before.push(these);
         }

@@ -111,6 +111,14 @@ pub trait Resource: Send + Sync + Debug {
         None
     }
 
+    /// What the probe prints where nothing of the resource is there yet: [`canonical`] asks what
+    /// [`apply`](Self::apply) would do then.
+    ///
+    /// [`canonical`]: super::canonical
+    fn nothing(&self) -> &'static str {
+        ""
+    }
+
     /// Compares what the probe printed with what is declared.
     fn judge(&self, seen: &str) -> Verdict;
 

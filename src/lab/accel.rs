@@ -257,7 +257,8 @@ mod tests {
         let pretend = async |name: &str, limit: Duration| {
             let qemu = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/qemu").join(name);
             let (img, version) = (qemu.clone(), (10, 0, 0));
-            let hypervisor = Hypervisor { qemu, img, version, sandbox: true };
+            let release = "10.0.0".into();
+            let hypervisor = Hypervisor { qemu, img, version, release, sandbox: true };
             try_one(&hypervisor, Accel::Kvm, limit, dir.path()).await.unwrap()
         };
         assert_eq!(

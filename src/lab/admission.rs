@@ -1,4 +1,11 @@
-//! Whether the host has room for a lab, asked before anything is started.
+//! Whether the host has room for a lab, asked before anything is started; and whose turn it is
+//! where several want it.
+
+mod boot_slots;
+mod reservation;
+
+pub use boot_slots::{BootSlot, BootSlots};
+pub use reservation::{Ledger, Reservation, Turn, Want};
 
 use super::spec::{Bytes, GIB, LabSpec, MIB};
 use crate::error::{Context, Error, Kind, Result};

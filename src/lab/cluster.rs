@@ -1,14 +1,15 @@
 //! A running lab: its networks, our legs on them, and its machines.
 
 use super::accel::Accel;
-use super::admission;
+use super::admission::{self, BootSlots};
+use super::disk::Chain;
 use super::hypervisor::Hypervisor;
 use super::keys::SshKey;
 use super::outside::Leg;
 use super::qemu::{Boot, Disk, DiskFormat, Machine, NicArgs};
 use super::rundir::RunDir;
-use super::seed::{LOGIN, Seed, SeedNic};
-use super::spec::{LabSpec, NetworkSpec, NodeSpec};
+use super::seed::{LOGIN, Seed};
+use super::spec::{LabSpec, NetworkSpec, NicSpec, NodeSpec};
 use super::switch::Switch;
 use super::vm::{Vm, VmConfig};
 use crate::error::{Context, Error, Kind, Result};
@@ -33,6 +34,9 @@ const TRY_EVERY: Duration = Duration::from_millis(250);
 const ONE_TRY: Duration = Duration::from_secs(3);
 
 const SSH: u16 = 22;
+
+/// The seed in a node's directory.
+pub(super) const SEED: &str = "seed.img";
 
 /// What a node boots: an image of the store, never written to.
 #[derive(Clone, Debug)]
@@ -65,15 +69,17 @@ pub struct LabOptions {
 /// into, and the directory last.
 #[derive(Debug)]
 pub struct Lab {
-    spec: LabSpec,
+    pub(super) spec: LabSpec,
     watchers: Watchers,
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     legs: Vec<(String, Leg)>,
-    switch: Switch,
-    login_key: SshKey,
+    pub(super) switch: Switch,
+    pub(super) login_key: SshKey,
     death: Death,
+    pub(super) hypervisor: Hypervisor,
+    pub(super) accel: Accel,
     logs: PathBuf,
-    dir: RunDir,
+    pub(super) dir: RunDir,
 }
 
 /// A running node.
@@ -85,6 +91,17 @@ pub struct Node {
     /// To be pinned.
     pub host_key: PublicKey,
     pub vm: Vm,
+    pub(super) kit: Kit,
+}
+
+/// What a checkpoint has to know of a node beside its memory.
+#[derive(Debug)]
+pub(super) struct Kit {
+    pub machine: Machine,
+    pub image: BootImage,
+    pub host_key: SshKey,
+    /// In the node's directory: frozen layers, and the one on top that is written.
+    pub disk: Chain,
 }
 
 impl Node {
@@ -105,7 +122,11 @@ impl Lab {
         redactor: &Redactor,
     ) -> Result<Lab> {
         let lab = Lab::prepare(spec, images, options, patience, redactor).await?;
-        lab.boot(patience).await?;
+        let slots = match options.accel {
+            Accel::Kvm => BootSlots::unlimited(),
+            Accel::Tcg => BootSlots::open(&options.run_root)?,
+        };
+        lab.boot(&slots, patience).await?;
         Ok(lab)
     }
 
@@ -125,6 +146,22 @@ impl Lab {
             })
         };
         let images = spec.nodes.iter().map(image).collect::<Result<Vec<_>>>()?;
+        let login_key = SshKey::ed25519("stackproof")?;
+        let mut lab = Lab::without_nodes(spec, login_key, options, redactor)?;
+        for (node, image) in spec.nodes.iter().zip(images) {
+            let node = lab.make(node, image, options, patience, redactor, start).await?;
+            lab.take_in(node);
+        }
+        Ok(lab)
+    }
+
+    /// The directory, the switch and our legs: everything that machines are plugged into.
+    pub(super) fn without_nodes(
+        spec: &LabSpec,
+        login_key: SshKey,
+        options: &LabOptions,
+        redactor: &Redactor,
+    ) -> Result<Lab> {
         let mut dir = RunDir::create(&options.run_root, &spec.name)?;
         admission::check(spec, admission::Room::look(dir.path())?, dir.path())?;
         if options.keep {
@@ -140,31 +177,25 @@ impl Lab {
         let switch = Switch::new();
         let legs = spec.networks.iter().filter_map(|n| Some((n.name.clone(), leg(&switch, n)?)));
         let legs = legs.collect();
-        let login_key = SshKey::ed25519("stackproof")?;
         login_key.hide_in(redactor);
         let (any, death) = Life::new();
-        let mut lab = Lab {
+        Ok(Lab {
             spec: spec.clone(),
-            watchers: Watchers::default(),
+            watchers: Watchers { any: Arc::new(any), tasks: Vec::new() },
             nodes: Vec::new(),
             legs,
             switch,
             login_key,
             death,
+            hypervisor: options.hypervisor.clone(),
+            accel: options.accel,
             logs,
             dir,
-        };
-        let any = Arc::new(any);
-        for (node, image) in spec.nodes.iter().zip(images) {
-            let node = lab.add(node, image, options, patience, redactor, start).await?;
-            lab.watchers.watch(node.vm.death(), Arc::clone(&any));
-            lab.nodes.push(node);
-        }
-        Ok(lab)
+        })
     }
 
-    /// Starts one machine, standing still.
-    async fn add(
+    /// Makes a node from its image and starts its machine, standing still.
+    async fn make(
         &self,
         node: &NodeSpec,
         image: BootImage,
@@ -175,35 +206,31 @@ impl Lab {
     ) -> Result<Node> {
         patience.events.node(&node.name, "starting", 0, 2);
         let dir = self.dir.subdir(&node.name)?;
-        let (overlay, seed) = (dir.join("disk.qcow2"), dir.join("seed.img"));
-        options.hypervisor.overlay(&image.disk, &overlay, node.disk).await?;
+        let disk = Chain::new(&dir, 0);
+        options.hypervisor.overlay(&image.disk, &disk.top(), node.disk).await?;
         let host_key = SshKey::ed25519(&node.name)?;
-        host_key.hide_in(redactor);
-        self.write_seed(node, &host_key, &seed)?;
+        self.write_seed(node, &host_key, &dir.join(SEED))?;
+        let machine = self.spec.machine(node, &image, &disk, options);
+        let kit = Kit { machine, image, host_key, disk };
+        self.power_on(node, kit, options, patience, redactor, start).await
+    }
 
-        let network = |name: &str| self.spec.network(name).expect("the spec was checked");
-        let nics = node.nics.iter();
-        let nics = nics.map(|n| NicArgs { mac: n.mac, mtu: network(&n.network).mtu }).collect();
-        let boot = match image.kernel {
-            Some(kernel) => Boot::Kernel { kernel, initrd: image.initrd, append: image.append },
-            None => Boot::Disk,
-        };
-        let disk = |file, format, read_only| Disk { file, format, read_only };
-        let machine = Machine {
-            name: node.name.clone(),
-            accel: options.accel,
-            cpus: node.cpus,
-            memory: node.memory,
-            boot,
-            disks: vec![disk(overlay, DiskFormat::Qcow2, false), disk(seed, DiskFormat::Raw, true)],
-            nics,
-            sandbox: options.hypervisor.sandbox,
-        };
+    /// Starts QEMU for a node whose files are in place.
+    pub(super) async fn power_on(
+        &self,
+        node: &NodeSpec,
+        kit: Kit,
+        options: &LabOptions,
+        patience: &Patience,
+        redactor: &Redactor,
+        start: Instant,
+    ) -> Result<Node> {
+        kit.host_key.hide_in(redactor);
         let networks = node.nics.iter();
         let networks = networks.map(|n| (n.network.clone(), self.switch.network(&n.network)));
         let config = VmConfig {
-            machine,
-            dir,
+            machine: kit.machine.clone(),
+            dir: kit.disk.dir().to_owned(),
             logs: self.logs.clone(),
             networks: networks.collect(),
             start,
@@ -212,30 +239,27 @@ impl Lab {
         let vm = Vm::start(&options.hypervisor, config, patience).await?;
         let (through, address) = node.login(&self.spec).expect("the spec was checked");
         let login = (through.to_owned(), address);
-        Ok(Node { spec: node.clone(), login, host_key: host_key.public().clone(), vm })
+        let host_key = kit.host_key.public().clone();
+        Ok(Node { spec: node.clone(), login, host_key, vm, kit })
+    }
+
+    /// From now on the node is the lab's, and its death the lab's death.
+    pub(super) fn take_in(&mut self, node: Node) {
+        self.watchers.watch(node.vm.death());
+        self.nodes.push(node);
     }
 
     fn write_seed(&self, node: &NodeSpec, host_key: &SshKey, file: &Path) -> Result<()> {
-        let nics = node.nics.iter().map(|nic| {
-            let network = self.spec.network(&nic.network).expect("the spec was checked");
-            let address = nic.address.map(|a| (a, network.subnet.prefix));
-            SeedNic { name: &nic.network, mac: nic.mac, address, mtu: network.mtu }
-        });
-        let seed = Seed {
-            hostname: &node.name,
-            instance_id: &format!("i-{}-{}", self.spec.name, node.name),
-            host_key,
-            login_key: &self.login_key,
-            nics: nics.collect(),
-        };
+        let seed = Seed::of(&self.spec, node, host_key, &self.login_key);
         seed.write(file)
     }
 
-    /// Lets all guests run and waits for their SSH servers.
-    async fn boot(&self, patience: &Patience) -> Result<()> {
+    /// Lets all guests run, as many at once as there are slots, and waits for their SSH servers.
+    async fn boot(&self, slots: &BootSlots, patience: &Patience) -> Result<()> {
         // The tasks hold no machine: dropped here, nothing of the lab outlives the drop.
         let mut waits = JoinSet::new();
         for node in &self.nodes {
+            let slot = slots.take(node.name(), &node.vm.death(), patience).await?;
             node.vm.run().await?;
             patience.events.node(node.name(), "booting", 1, 2);
             let leg = self.leg(&node.login.0).expect("the spec was checked").clone();
@@ -244,6 +268,7 @@ impl Lab {
             let patience = patience.clone();
             waits.spawn(async move {
                 let out = ssh_banner(&name, &leg, at, &death, &patience).await;
+                drop(slot);
                 if out.is_ok() {
                     patience.events.node(&name, "up", 2, 2);
                 }
@@ -306,13 +331,52 @@ impl Lab {
     /// Ends the lab. Machines quit in order where their disks are kept, else they are killed.
     pub async fn stop(mut self) -> Result<()> {
         // A wanted end is no death.
-        self.watchers = Watchers::default();
+        self.watchers.end();
         if self.dir.is_kept() {
             for node in &self.nodes {
                 node.vm.quit().await?;
             }
         }
         Ok(())
+    }
+}
+
+impl LabSpec {
+    /// The machine that a node is. Nothing but the spec and the options decides what the guest sees:
+    /// a restored one must be the same.
+    pub(super) fn machine(
+        &self,
+        node: &NodeSpec,
+        image: &BootImage,
+        disk: &Chain,
+        options: &LabOptions,
+    ) -> Machine {
+        let boot = match &image.kernel {
+            Some(kernel) => Boot::Kernel {
+                kernel: kernel.clone(),
+                initrd: image.initrd.clone(),
+                append: image.append.clone(),
+            },
+            None => Boot::Disk,
+        };
+        let network = |name: &str| self.network(name).expect("the spec was checked");
+        let nic = |n: &NicSpec| NicArgs { mac: n.mac, mtu: network(&n.network).mtu };
+        let one = |file, format, read_only| Disk { file, format, read_only };
+        let seed = disk.dir().join(SEED);
+        Machine {
+            name: node.name.clone(),
+            accel: options.accel,
+            cpus: node.cpus,
+            memory: node.memory,
+            boot,
+            disks: vec![
+                one(disk.top(), DiskFormat::Qcow2, false),
+                one(seed, DiskFormat::Raw, true),
+            ],
+            nics: node.nics.iter().map(nic).collect(),
+            incoming: false,
+            sandbox: options.hypervisor.sandbox,
+        }
     }
 }
 
@@ -354,24 +418,31 @@ async fn try_banner(leg: &Leg, at: SocketAddrV4) -> Poll<()> {
 }
 
 /// The tasks that pass a node's death on as the lab's; ended with the lab.
-#[derive(Debug, Default)]
-struct Watchers(Vec<AbortHandle>);
+#[derive(Debug)]
+struct Watchers {
+    any: Arc<Life>,
+    tasks: Vec<AbortHandle>,
+}
 
 impl Watchers {
-    fn watch(&mut self, mut one: Death, any: Arc<Life>) {
+    fn watch(&mut self, mut one: Death) {
+        let any = Arc::clone(&self.any);
         let task = tokio::spawn(async move {
             let cause = one.wait().await;
             any.ends(cause);
         });
-        self.0.push(task.abort_handle());
+        self.tasks.push(task.abort_handle());
+    }
+    fn end(&mut self) {
+        self.tasks.drain(..).for_each(|task| task.abort());
     }
 }
 
 impl Drop for Watchers {
     fn drop(&mut self) {
-        self.0.iter().for_each(AbortHandle::abort);
+        self.end();
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

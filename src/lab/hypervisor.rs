@@ -1,5 +1,6 @@
 //! The host's QEMU: which one it is and what it can do.
 
+use super::disk::{Chain, layer_name};
 use super::qemu;
 use crate::error::{Context, Error, Kind, Result};
 use std::ffi::OsString;
@@ -21,6 +22,9 @@ pub struct Hypervisor {
     pub img: PathBuf,
     /// Major, minor, micro.
     pub version: (u32, u32, u32),
+    /// The version with what its packager calls it: `10.0.2 (Debian 1:10.0.2+ds-2)`. A machine's
+    /// memory is restored by no other.
+    pub release: String,
     /// Whether it was built with seccomp.
     pub sandbox: bool,
 }
@@ -43,7 +47,8 @@ impl Hypervisor {
         let sandbox = run_any(qemu, &["-sandbox".into(), "on".into(), "-version".into()]).await?;
         run(img, &["--version".into()]).await?;
         let sandbox = sandbox.status.success();
-        Ok(Hypervisor { qemu: qemu.to_owned(), img: img.to_owned(), version, sandbox })
+        let release = release(&text).to_owned();
+        Ok(Hypervisor { qemu: qemu.to_owned(), img: img.to_owned(), version, release, sandbox })
     }
 
     /// Makes `overlay` on top of the qcow2 `base`; see [`qemu::overlay_arguments`].
@@ -53,6 +58,14 @@ impl Hypervisor {
             .doing(Kind::Image, || format!("cannot name {}", base.display()))?;
         let made = run(&self.img, &qemu::overlay_arguments(&base, overlay, size)).await;
         made.map(drop).map_err(|e| e.while_doing("cannot make a disk overlay"))
+    }
+
+    /// Makes the top of `above` on top of that of `below`, which may be in use. `size` in bytes is
+    /// what the guest sees.
+    pub async fn layer(&self, below: &Chain, above: &Chain, size: u64) -> Result<()> {
+        let name = layer_name(below.frozen());
+        let made = run(&self.img, &qemu::layer_arguments(name.as_ref(), &above.top(), size)).await;
+        made.map(drop).map_err(|e| e.while_doing("cannot make a disk layer"))
     }
 }
 
@@ -86,6 +99,12 @@ fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
     Some((numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
 }
 
+/// All that follows the word `version` in the first line.
+fn release(text: &str) -> &str {
+    let line = text.lines().next().unwrap_or_default();
+    line.split_once("version ").map_or(line, |(_, release)| release).trim()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +113,7 @@ mod tests {
     fn versions_are_read_from_the_first_line() {
         let debian = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopy";
         assert_eq!(parse_version(debian), Some((10, 0, 2)));
+        assert_eq!(release(debian), "10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)");
         assert_eq!(parse_version("QEMU emulator version 9.2\n"), Some((9, 2, 0)));
         assert_eq!(parse_version("qemu: command not found"), None);
         assert_eq!(parse_version("version x"), None);

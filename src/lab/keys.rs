@@ -5,6 +5,7 @@
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::secret::{Redactor, Secret};
+use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
 use russh::keys::ssh_key::{LineEnding, rand_core};
 use russh::keys::{Algorithm, EcdsaCurve, PrivateKey, PublicKey};
 use std::convert::Infallible;
@@ -21,9 +22,32 @@ impl SshKey {
         Self::generate(Algorithm::Ed25519, comment)
     }
 
+    /// No secret at all: the same pair everywhere, known to everybody. For what must not depend on
+    /// keys; never for a lab.
+    pub fn symbolic() -> SshKey {
+        let pair = Ed25519Keypair::from_seed(b"stackproof: known to everybody!!");
+        let mut key = PrivateKey::from(pair);
+        key.set_comment("symbolic");
+        SshKey(key)
+    }
+
     /// For instances.
     pub fn ecdsa_p256(comment: &str) -> Result<SshKey> {
         Self::generate(Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 }, comment)
+    }
+
+    /// The same Ed25519 key for the same seed: 32 bytes in hexadecimal.
+    pub fn ed25519_from_seed(seed: &Secret, comment: &str) -> Result<SshKey> {
+        let byte =
+            |i: usize| seed.reveal().get(i..i + 2).and_then(|h| u8::from_str_radix(h, 16).ok());
+        let bytes: Option<Vec<u8>> = (0..seed.reveal().len()).step_by(2).map(byte).collect();
+        let seed: [u8; 32] = bytes
+            .and_then(|b| b.try_into().ok())
+            .ok_or_else(|| Error::internal("the seed of a key is not 32 bytes in hexadecimal"))?;
+        let pair = Ed25519Keypair::from_seed(&seed);
+        let key = PrivateKey::new(KeypairData::Ed25519(pair), comment)
+            .doing(Kind::Internal, || format!("cannot make the SSH key `{comment}`"))?;
+        Ok(SshKey(key))
     }
 
     fn generate(algorithm: Algorithm, comment: &str) -> Result<SshKey> {
@@ -53,6 +77,13 @@ impl SshKey {
     pub fn private_pem(&self) -> Secret {
         let pem = self.0.to_openssh(LineEnding::LF).expect("a generated key can be written");
         Secret::new(pem.as_str())
+    }
+
+    /// Reads back what [`SshKey::private_pem`] gave.
+    pub fn from_private_pem(pem: &Secret) -> Result<SshKey> {
+        PrivateKey::from_openssh(pem.reveal())
+            .map(SshKey)
+            .doing(Kind::Input, || "this is no private SSH key".into())
     }
 
     /// Makes the redactor remove the private key, as a whole and line by line: a console shows
@@ -111,6 +142,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_same_seed_makes_the_same_key_and_another_seed_another() {
+        let key = |seed: &str| SshKey::ed25519_from_seed(&Secret::new(seed), "node");
+        let one = key(&"a7".repeat(32)).unwrap();
+        assert_eq!(one.private_pem(), key(&"a7".repeat(32)).unwrap().private_pem());
+        assert_ne!(one.public_line(), key(&"a8".repeat(32)).unwrap().public_line());
+        for wrong in ["", "a7", &"zz".repeat(32), &"a7".repeat(33), &"é".repeat(32)] {
+            assert!(key(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn keys_are_of_the_kind_asked_for_and_never_twice_the_same() {
         let node = SshKey::ed25519("node").unwrap();
         let instance = SshKey::ecdsa_p256("instance").unwrap();
@@ -123,8 +165,11 @@ mod tests {
     #[test]
     fn the_private_file_reads_back_as_the_same_key() {
         for key in [SshKey::ed25519("a b").unwrap(), SshKey::ecdsa_p256("c").unwrap()] {
-            let back = PrivateKey::from_openssh(key.private_pem().reveal()).unwrap();
-            assert_eq!(&back, key.private());
+            let back = SshKey::from_private_pem(&key.private_pem()).unwrap();
+            assert_eq!(back.private(), key.private());
+        }
+        for bad in ["", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n"] {
+            assert!(SshKey::from_private_pem(&Secret::new(bad)).is_err());
         }
     }
 

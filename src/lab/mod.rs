@@ -2,8 +2,11 @@
 
 pub mod accel;
 pub mod admission;
+pub mod agent;
+pub mod checkpoint;
 mod cluster;
 pub mod console;
+pub mod disk;
 pub mod hypervisor;
 pub mod keys;
 pub mod mac;

@@ -8,7 +8,7 @@ use super::accel::Accel;
 use super::mac::Mac;
 use super::spec::MIB;
 use serde_json::{Value, json};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// The oldest QEMU that takes what we say (`reconnect-ms`).
@@ -19,6 +19,9 @@ pub const OLDEST: (u32, u32) = (9, 2);
 pub const MONITOR_SOCKET: &str = "qmp.sock";
 pub const SERIAL_SOCKET: &str = "serial.sock";
 pub const AGENT_SOCKET: &str = "agent.sock";
+
+/// QEMU's name of the port to the guest agent.
+pub const AGENT: &str = "agent";
 
 /// The socket of the `index`th NIC.
 pub fn nic_socket(index: usize) -> String {
@@ -37,6 +40,8 @@ pub struct Machine {
     /// In the order that the guest sees: the first is /dev/vda.
     pub disks: Vec<Disk>,
     pub nics: Vec<NicArgs>,
+    /// Waits for the memory of a machine that was saved instead of starting one anew.
+    pub incoming: bool,
     /// Whether this QEMU was built with seccomp.
     pub sandbox: bool,
 }
@@ -117,9 +122,9 @@ impl Machine {
             Boot::Firmware(file) => args.opt("-bios", file),
         }
         for (i, disk) in self.disks.iter().enumerate() {
-            args.json("-blockdev", blockdev(i, disk));
+            args.json("-blockdev", blockdev(&disk_node(i), disk));
             let mut device = json!({"driver": "virtio-blk-pci", "id": format!("disk{i}-dev"),
-                "drive": format!("disk{i}")});
+                "drive": disk_node(i)});
             // A kernel loaded by QEMU takes the first place for itself.
             if let Boot::Disk = self.boot {
                 device["bootindex"] = json!(i);
@@ -149,16 +154,28 @@ impl Machine {
         args.opt("-mon", "chardev=monitor,mode=control");
         args.opt("-chardev", format!("socket,id=serial,path={SERIAL_SOCKET},server=off"));
         args.opt("-serial", "chardev:serial");
-        args.opt("-chardev", format!("socket,id=agent,path={AGENT_SOCKET},server=on,wait=off"));
+        args.opt("-chardev", format!("socket,id={AGENT},path={AGENT_SOCKET},server=on,wait=off"));
         args.json("-device", json!({"driver": "virtio-serial-pci"}));
         args.json(
             "-device",
-            json!({"driver": "virtserialport", "chardev": "agent",
+            json!({"driver": "virtserialport", "chardev": AGENT,
                    "name": "org.qemu.guest_agent.0"}),
         );
+        // Memory that the guest frees is given back to the host, and costs nothing in a checkpoint.
+        args.json("-device", json!({"driver": "virtio-balloon-pci", "free-page-reporting": true}));
+        // Tells the kernel that it was restored: two labs of one checkpoint draw other randomness.
+        args.json("-device", json!({"driver": "vmgenid", "guid": "auto"}));
+        if self.incoming {
+            args.opt("-incoming", "defer");
+        }
         args.0
     }
 }
+
+/// What TCG emulates at a loss is hidden from guests: with AVX2 and `rep movsb` advertised, glibc and
+/// the kernel prefer them, and a page walk of five levels is longer than one of four. Measured on
+/// importing nova and neutron: 5.9 s instead of 7.5 s.
+const TCG_CPU: &str = "max,la57=off,avx=off,avx2=off,erms=off,fsrm=off";
 
 /// Accelerator, machine and CPU: the probe of the accelerator uses the same as the guests do.
 pub fn base(accel: Accel) -> [(&'static str, &'static str); 3] {
@@ -170,18 +187,32 @@ pub fn base(accel: Accel) -> [(&'static str, &'static str); 3] {
         ],
         Accel::Tcg => [
             ("-accel", "tcg,thread=multi"),
-            ("-cpu", "max"),
+            ("-cpu", TCG_CPU),
             ("-machine", "q35,memory-backend=ram,vmport=off,smm=off,sata=off,smbus=off"),
         ],
     }
 }
 
-fn blockdev(index: usize, disk: &Disk) -> Value {
+/// The name of the block node that the `index`th disk begins with.
+pub fn disk_node(index: usize) -> String {
+    format!("disk{index}")
+}
+
+/// `blockdev-add` of a qcow2 that is to be put on top of another one.
+pub fn layer(node: &str, file: &Path) -> Value {
+    let disk = Disk { file: file.to_owned(), format: DiskFormat::Qcow2, read_only: false };
+    let mut options = blockdev(node, &disk);
+    // What lies below is open already, and is given by `blockdev-snapshot`.
+    options["backing"] = Value::Null;
+    options
+}
+
+fn blockdev(node: &str, disk: &Disk) -> Value {
     // The contents live no longer than the lab: nothing is worth a flush.
     let cache = json!({"direct": false, "no-flush": true});
     let discard = if disk.read_only { "ignore" } else { "unmap" };
     json!({
-        "driver": disk.format.name(), "node-name": format!("disk{index}"),
+        "driver": disk.format.name(), "node-name": node,
         "read-only": disk.read_only, "discard": discard, "cache": cache,
         "file": {"driver": "file", "filename": disk.file, "read-only": disk.read_only,
                  "discard": discard, "cache": cache},
@@ -201,6 +232,21 @@ pub fn overlay_arguments(base: &Path, overlay: &Path, size: Option<u64>) -> Vec<
     if let Some(size) = size {
         args.flag(size.to_string());
     }
+    args.0
+}
+
+/// `qemu-img create` of a layer on top of `below`, a file in the same directory that QEMU may have
+/// open: it is not looked at.
+pub fn layer_arguments(below: &OsStr, file: &Path, size: u64) -> Vec<OsString> {
+    let mut args = Args::default();
+    for flag in ["create", "-q", "-u"] {
+        args.flag(flag);
+    }
+    args.opt("-f", "qcow2");
+    args.opt("-b", below);
+    args.opt("-F", "qcow2");
+    args.flag(file);
+    args.flag(size.to_string());
     args.0
 }
 

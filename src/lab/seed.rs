@@ -9,6 +9,7 @@
 
 use super::keys::SshKey;
 use super::mac::Mac;
+use super::spec::{LabSpec, NodeSpec};
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 use std::io::{Cursor, Write};
@@ -24,7 +25,7 @@ pub const LOGIN: &str = "stack";
 pub struct Seed<'a> {
     pub hostname: &'a str,
     /// Differs between labs: cloud-init runs again when it changes.
-    pub instance_id: &'a str,
+    pub instance_id: String,
     pub host_key: &'a SshKey,
     pub login_key: &'a SshKey,
     pub nics: Vec<SeedNic<'a>>,
@@ -40,7 +41,23 @@ pub struct SeedNic<'a> {
     pub mtu: Option<u16>,
 }
 
-impl Seed<'_> {
+impl<'a> Seed<'a> {
+    /// What `node` of `lab` is told.
+    pub fn of(
+        lab: &'a LabSpec,
+        node: &'a NodeSpec,
+        host_key: &'a SshKey,
+        login_key: &'a SshKey,
+    ) -> Seed<'a> {
+        let nics = node.nics.iter().map(|nic| {
+            let network = lab.network(&nic.network).expect("the spec was checked");
+            let address = nic.address.map(|a| (a, network.subnet.prefix));
+            SeedNic { name: &nic.network, mac: nic.mac, address, mtu: network.mtu }
+        });
+        let instance_id = format!("i-{}-{}", lab.name, node.name);
+        Seed { hostname: &node.name, instance_id, host_key, login_key, nics: nics.collect() }
+    }
+
     fn meta_data(&self) -> Value {
         json!({ "instance-id": self.instance_id, "local-hostname": self.hostname })
     }
@@ -184,7 +201,7 @@ mod tests {
         ];
         look(&Seed {
             hostname: "openstack1",
-            instance_id: "lab-1",
+            instance_id: "lab-1".into(),
             host_key: &host,
             login_key: &login,
             nics,

@@ -38,6 +38,8 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug)]
 pub struct LabSpec {
     pub file: PathBuf,
+    /// The file as it was read: parsed again it gives the same lab.
+    pub text: String,
     pub name: String,
     /// In the order of the file, as are the nodes and their NICs.
     pub networks: Vec<NetworkSpec>,
@@ -129,7 +131,8 @@ impl LabSpec {
         if nodes.is_empty() {
             return Err(source.error(1, "the lab has no nodes").hint("add a table [nodes.NAME]"));
         }
-        let spec = LabSpec { file: file.to_owned(), name: lab, networks, nodes };
+        let (file, text) = (file.to_owned(), text.to_owned());
+        let spec = LabSpec { file, text, name: lab, networks, nodes };
         for node in &spec.nodes {
             if node.login(&spec).is_none() {
                 let message = format!("node {} cannot be reached", node.name);

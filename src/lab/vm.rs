@@ -1,6 +1,8 @@
 //! One supervised machine: a QEMU in a private directory, its monitor, console and NICs, and the
 //! news of its death.
 
+mod transfer;
+
 use super::console::{Console, Line};
 use super::hypervisor::Hypervisor;
 use super::process::{self, Process};
@@ -50,6 +52,8 @@ pub struct VmConfig {
 #[derive(Debug)]
 pub struct Vm {
     name: String,
+    /// Bytes.
+    memory: u64,
     process: Process,
     life: Arc<Life>,
     qmp: Qmp,
@@ -148,8 +152,21 @@ impl Vm {
                 }
             }
         });
-        let (tasks, patience) = (guard.keep(), patience.clone());
-        Ok(Vm { name, process, life, qmp, console, log, nics, resets, stopping, patience, tasks })
+        let (memory, patience) = (config.machine.memory, patience.clone());
+        Ok(Vm {
+            name,
+            memory,
+            process,
+            life,
+            qmp,
+            console,
+            log,
+            nics,
+            resets,
+            stopping,
+            patience,
+            tasks: guard.keep(),
+        })
     }
 
     pub fn name(&self) -> &str {

@@ -13,7 +13,10 @@ pub const PACKAGES: &[&str] =
     &["chrony", "openssh-server", "locales", "sudo", "iproute2", "tcpdump"];
 
 const CHRONY_CONF: &str = "/etc/chrony/chrony.conf";
+const KNOWN_HOSTS: &str = "/etc/ssh/ssh_known_hosts";
 const SSHD_CONF: &str = "/etc/ssh/sshd_config.d/00-stackproof.conf";
+
+pub const PROFILE_LOCALE: &str = "en_US.utf-8";
 
 /// S1.6: the same for every user who logs in.
 const PROFILE: &str = r#"export LANG=en_US.utf-8
@@ -49,9 +52,16 @@ fn base(cx: Context, host: &Host) -> Step {
     let mut keys = Lines::new(format!("{ssh_dir}/authorized_keys"))
         .mode(0o600)
         .owner(&login.user, &login.user);
-    for key in &login.authorized_keys {
+    for key in login.authorized_keys.iter().chain([&login.node_key.public]) {
         keys = keys.line(key);
     }
+    let own = |name: &str| format!("{ssh_dir}/{name}");
+    let known_hosts: String = cx
+        .topology
+        .hosts
+        .iter()
+        .map(|h| format!("{},{} {}\n", h.name, h.address, h.host_key))
+        .collect();
     cx.step(
         "base",
         host,
@@ -66,6 +76,14 @@ fn base(cx: Context, host: &Host) -> Step {
             Unit::new("ssh").reads([SSHD_CONF]),
             Directory::new(&ssh_dir).mode(0o700).owner(&login.user, &login.user),
             keys,
+            File::secret(own("id_ed25519"), login.node_key.private.reveal())
+                .mode(0o600)
+                .owner(&login.user, &login.user),
+            File::new(own("id_ed25519.pub"), format!("{}\n", login.node_key.public))
+                .mode(0o600)
+                .owner(&login.user, &login.user),
+            // Pinned: nothing is trusted on first use.
+            File::new(KNOWN_HOSTS, known_hosts).mode(0o644).owner("root", "root"),
         ],
     )
 }

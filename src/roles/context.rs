@@ -91,7 +91,7 @@ impl<'a> Context<'a> {
 
     /// A step on `host` named `what@host`.
     pub fn step(&self, what: &str, host: &Host, resources: Vec<Box<dyn Resource>>) -> Step {
-        Step { id: on(what, host), node: host.name.clone(), resources, after: vec![] }
+        Step { resources, ..Step::new(on(what, host), &host.name) }
     }
 }
 

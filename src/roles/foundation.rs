@@ -15,6 +15,10 @@ pub const PACKAGES: &[&str] = &[
     "etcd-server",
 ];
 
+pub const MEMCACHED_CONF: &str = "/etc/memcached.conf";
+/// Where etcd's clients connect.
+pub const ETCD_CLIENT: u16 = 2379;
+
 pub fn steps(cx: Context) -> Vec<Step> {
     let host = cx.controller();
     vec![database(cx, host), rabbitmq(cx, host), memcached(cx, host), etcd(cx, host)]
@@ -98,7 +102,7 @@ fn rabbitmq(cx: Context, host: &Host) -> Step {
 
 /// S2.3: loopback and the controller's address.
 fn memcached(cx: Context, host: &Host) -> Step {
-    const CONF: &str = "/etc/memcached.conf";
+    const CONF: &str = MEMCACHED_CONF;
     let conf = format!(
         "-d\nlogfile /var/log/memcached.log\n-m 64\n-p 11211\n-u memcache\n-l 127.0.0.1\n-l ::1\n\
          -l {}\n-P /var/run/memcached/memcached.pid\n",
@@ -120,7 +124,7 @@ fn memcached(cx: Context, host: &Host) -> Step {
 fn etcd(cx: Context, host: &Host) -> Step {
     const CONF: &str = "/etc/default/etcd";
     let peer = format!("http://{}:2380", host.address);
-    let client = format!("http://{}:2379", host.address);
+    let client = format!("http://{}:{ETCD_CLIENT}", host.address);
     let conf = EnvFile::new(CONF)
         .set("ETCD_DATA_DIR", "/var/lib/etcd/default.etcd")
         .set("ETCD_LISTEN_PEER_URLS", &peer)
@@ -137,7 +141,7 @@ fn etcd(cx: Context, host: &Host) -> Step {
         resources![
             conf,
             after_network("etcd"),
-            Unit::new("etcd").reads([CONF, &drop_in("etcd")]).ready(Ready::Port(2379)),
+            Unit::new("etcd").reads([CONF, &drop_in("etcd")]).ready(Ready::Port(ETCD_CLIENT)),
         ],
     )
     .follows([on("base", host)])

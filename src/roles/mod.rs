@@ -3,6 +3,7 @@
 
 mod base;
 mod context;
+pub mod facts;
 mod foundation;
 mod glance;
 mod keystone;
@@ -11,32 +12,53 @@ mod nova;
 mod placement;
 pub mod resources;
 pub mod secrets;
+mod stage;
 pub mod topology;
 mod units;
 mod uwsgi;
 
 pub use keystone::PORT as KEYSTONE_PORT;
 pub use neutron::{EXTERNAL_BRIDGE, PROVIDER};
+pub use stage::Stage;
 
-use crate::engine::plan::Plan;
+use crate::engine::plan::{Plan, Step};
 use crate::error::Result;
+use crate::secret::Secret;
 use context::Context;
 use secrets::Secrets;
-use topology::Topology;
+use topology::{NodeKey, Topology};
 
 /// Everything that makes the nodes of `topology` one cloud.
 pub fn plan(topology: &Topology, secrets: &Secrets) -> Result<Plan> {
     topology.check()?;
     let cx = Context { topology, secrets };
-    let mut steps = base::steps(cx);
-    steps.extend(foundation::steps(cx));
     // Of the steps that could begin, the engine takes the first: the longest chains stand first.
-    steps.extend(keystone::steps(cx));
-    steps.extend(nova::steps(cx));
-    steps.extend(neutron::steps(cx));
-    steps.extend(placement::steps(cx));
-    steps.extend(glance::steps(cx));
-    Ok(Plan { steps })
+    let parts = [
+        (Stage::Foundation, base::steps(cx)),
+        (Stage::Foundation, foundation::steps(cx)),
+        (Stage::Keystone, keystone::steps(cx)),
+        (Stage::Nova, nova::steps(cx)),
+        (Stage::Neutron, neutron::steps(cx)),
+        (Stage::GlancePlacement, placement::steps(cx)),
+        (Stage::GlancePlacement, glance::steps(cx)),
+    ];
+    let staged = |(stage, steps): (Stage, Vec<Step>)| {
+        steps.into_iter().map(move |step| step.stage(stage.into()))
+    };
+    Ok(Plan { steps: parts.into_iter().flat_map(staged).collect() })
+}
+
+/// The plan with a name in the place of every secret and of every login key: what is declared, the
+/// same in every run and on every machine. Never to be applied.
+pub fn symbolic_plan(topology: &Topology) -> Result<Plan> {
+    let mut topology = topology.clone();
+    topology.login.authorized_keys = vec!["the login key".into()];
+    topology.login.node_key =
+        NodeKey { private: Secret::new("the nodes' key"), public: "the nodes' public key".into() };
+    for host in &mut topology.hosts {
+        host.host_key = format!("the host key of {}", host.name);
+    }
+    plan(&topology, &Secrets::symbolic())
 }
 
 /// Every package that the roles need on Debian 13: baked into the node image.
@@ -72,6 +94,23 @@ mod tests {
         one.hosts.truncate(1);
         one.hosts[0].roles = Role::ALL.to_vec();
         plan(&one, &secrets).unwrap().validate(&["openstack1"]).unwrap();
+    }
+
+    #[test]
+    fn every_stage_with_steps_is_closed_and_stands_for_itself() {
+        let (two, secrets) = (topology::tests::two_nodes(), Secrets::symbolic());
+        let whole = || plan(&two, &secrets).unwrap();
+        let with_steps: Vec<_> = whole().stages();
+        let named = [Stage::Foundation, Stage::Keystone, Stage::GlancePlacement, Stage::Nova];
+        let named = named.into_iter().chain([Stage::Neutron]);
+        assert_eq!(with_steps, named.map(Into::into).collect::<Vec<_>>());
+        let mut done = None;
+        for stage in with_steps {
+            let part = whole().between(done, stage);
+            assert!(!part.steps.is_empty(), "{stage}");
+            part.validate(&["openstack1", "openstack2"]).unwrap();
+            done = Some(stage);
+        }
     }
 
     #[test]

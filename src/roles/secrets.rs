@@ -1,14 +1,15 @@
 //! The cloud's own secrets: one for each user of each service, made once per lab.
 
-use crate::error::{Context, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::secret::{Redactor, Secret};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// What each secret is for. The names are the keys of the file.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 18] = [
     "admin",
     "demo",
     "rabbit",
@@ -26,7 +27,14 @@ const NAMES: [&str; 17] = [
     "fernet.next",
     "credential",
     "credential.next",
+    "node-key",
 ];
+
+/// How many a secret has.
+fn bytes(name: &str) -> usize {
+    let is_key = ["fernet", "credential", "node-key"].iter().any(|k| name.starts_with(k));
+    if is_key { 32 } else { 16 }
+}
 
 #[derive(Clone, Debug)]
 pub struct Secrets(BTreeMap<String, Secret>);
@@ -35,30 +43,49 @@ impl Secrets {
     /// 128 random bits each, except the encryption keys, which have the 256 bits they need.
     pub fn generate() -> Result<Secrets> {
         let make = |name: &&str| {
-            let bytes =
-                if name.starts_with("fernet") || name.starts_with("credential") { 32 } else { 16 };
-            let secret = Secret::generate(bytes)
+            let secret = Secret::generate(bytes(name))
                 .doing(Kind::Host, || "could not read random bytes".into())?;
             Ok((name.to_string(), secret))
         };
         Ok(Secrets(NAMES.iter().map(make).collect::<Result<_>>()?))
     }
 
+    /// No secrets at all: values known to everybody, of the right shape, each its name's own and
+    /// the same everywhere. For what must not depend on secrets; never for a lab.
+    pub fn symbolic() -> Secrets {
+        let make = |name: &&str| {
+            let digest = Sha256::digest(format!("stackproof symbolic secret {name}"));
+            let hex: String = digest.iter().take(bytes(name)).map(|b| format!("{b:02x}")).collect();
+            (name.to_string(), Secret::new(hex))
+        };
+        Secrets(NAMES.iter().map(make).collect())
+    }
+
+    /// In clear, to be kept in a file that only we can read. Neither to be shown nor to be logged:
+    /// the value knows nothing of what it holds.
+    pub fn reveal(&self) -> serde_json::Value {
+        self.0.iter().map(|(k, v)| (k.clone(), serde_json::Value::from(v.reveal()))).collect()
+    }
+
+    /// What [`Secrets::reveal`] gave; every secret must be there.
+    pub fn parse(value: &serde_json::Value) -> Result<Secrets> {
+        let get = |name: &&str| {
+            let text = value.get(name).and_then(serde_json::Value::as_str);
+            let text = text.ok_or_else(|| Error::input(format!("no secret `{name}`")))?;
+            Ok((name.to_string(), Secret::new(text)))
+        };
+        Ok(Secrets(NAMES.iter().map(get).collect::<Result<_>>()?))
+    }
+
     /// Reads the lab's secrets, or makes them where there are none yet. The file is 0600.
     pub fn load_or_generate(path: &Path) -> Result<Secrets> {
         match std::fs::read_to_string(path) {
             Ok(text) => {
-                let map: BTreeMap<String, String> = serde_json::from_str(&text)
+                let value = serde_json::from_str(&text)
                     .doing(Kind::Input, || format!("{}: not a secrets file", path.display()))?;
-                let secrets = Secrets(map.into_iter().map(|(k, v)| (k, Secret::new(v))).collect());
-                for name in NAMES {
-                    if !secrets.0.contains_key(name) {
-                        return Err(crate::error::Error::input(format!("no secret `{name}`"))
-                            .at(path, None)
-                            .hint("remove the file: the lab is then provisioned anew"));
-                    }
-                }
-                Ok(secrets)
+                Secrets::parse(&value).map_err(|e| {
+                    e.at(path, None).hint("remove the file: the lab is then provisioned anew")
+                })
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 let secrets = Secrets::generate()?;
@@ -70,9 +97,7 @@ impl Secrets {
     }
 
     fn save(&self, path: &Path) -> Result<()> {
-        let plain: BTreeMap<&str, &str> =
-            self.0.iter().map(|(k, v)| (k.as_str(), v.reveal())).collect();
-        let text = serde_json::to_string_pretty(&plain).expect("a map of strings");
+        let text = format!("{:#}\n", self.reveal());
         std::fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -99,6 +124,10 @@ impl Secrets {
 
     pub fn admin(&self) -> &Secret {
         self.get("admin")
+    }
+    /// What the key pair of the nodes' own user is made from (S1.9): 32 bytes in hexadecimal.
+    pub fn node_key(&self) -> &Secret {
+        self.get("node-key")
     }
     pub fn demo(&self) -> &Secret {
         self.get("demo")
@@ -140,6 +169,28 @@ mod tests {
         assert_eq!(values.len(), NAMES.len());
         let again = Secrets::load_or_generate(&path).unwrap();
         assert_eq!(again.admin(), made.admin());
+    }
+
+    #[test]
+    fn what_was_revealed_is_taken_up_again_and_anything_less_is_refused() {
+        let made = Secrets::generate().unwrap();
+        let mut kept = made.reveal();
+        let again = Secrets::parse(&kept).unwrap();
+        assert!(made.iter().eq(again.iter()));
+        kept.as_object_mut().unwrap().remove("rabbit");
+        let e = Secrets::parse(&kept).unwrap_err();
+        assert_eq!(e.message(), "no secret `rabbit`");
+    }
+
+    #[test]
+    fn symbolic_secrets_are_the_same_each_time_and_of_the_real_ones_shape() {
+        let (real, symbolic) = (Secrets::generate().unwrap(), Secrets::symbolic());
+        assert!(symbolic.iter().eq(Secrets::symbolic().iter()));
+        let lengths = |s: &Secrets| s.iter().map(|(_, v)| v.reveal().len()).collect::<Vec<_>>();
+        assert_eq!(lengths(&symbolic), lengths(&real));
+        let values: std::collections::BTreeSet<_> =
+            symbolic.iter().map(|(_, s)| s.reveal()).collect();
+        assert_eq!(values.len(), NAMES.len());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The roles know nothing of virtual machines: the same topology could describe bare metal.
 
 use crate::error::{Error, Result};
+use crate::secret::Secret;
 use std::net::Ipv4Addr;
 
 /// What a node is for.
@@ -44,6 +45,8 @@ pub struct Host {
     pub roles: Vec<Role>,
     /// On the management network: APIs, database, queue and VXLAN use this address.
     pub address: Ipv4Addr,
+    /// The public half of its SSH host key, `ssh-ed25519 AAAA…`.
+    pub host_key: String,
     /// The NIC that belongs to br-ex on a network node.
     pub external_nic: Option<String>,
 }
@@ -70,6 +73,16 @@ pub struct Topology {
 pub struct Login {
     pub user: String,
     pub authorized_keys: Vec<String>,
+    /// With which that user goes from node to node.
+    pub node_key: NodeKey,
+}
+
+#[derive(Clone, Debug)]
+pub struct NodeKey {
+    /// As OpenSSH keeps it in a file.
+    pub private: Secret,
+    /// One line without its end.
+    pub public: String,
 }
 
 impl Topology {
@@ -119,6 +132,7 @@ pub(crate) mod tests {
             name: name.into(),
             roles: roles.into(),
             address: Ipv4Addr::new(192, 168, 103, last),
+            host_key: format!("ssh-ed25519 HOST{last}"),
             external_nic: nic.then(|| "external".into()),
         };
         Topology {
@@ -129,7 +143,14 @@ pub(crate) mod tests {
             ],
             ntp_upstream: Ipv4Addr::new(192, 168, 103, 1),
             ntp_allow: "192.168.0.0/16".into(),
-            login: Login { user: "stack".into(), authorized_keys: vec!["ssh-ed25519 AAAA".into()] },
+            login: Login {
+                user: "stack".into(),
+                authorized_keys: vec!["ssh-ed25519 AAAA".into()],
+                node_key: NodeKey {
+                    private: Secret::new("a private key of the nodes"),
+                    public: "ssh-ed25519 NODE".into(),
+                },
+            },
         }
     }
 

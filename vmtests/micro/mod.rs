@@ -1,12 +1,15 @@
 //! The tests with guests of a hundred MiB: seconds each under emulation.
 
 mod boot;
+mod checkpoint;
 mod death;
 mod disk;
 mod engine;
 mod fault;
 mod fault_wire;
+mod layers;
 mod network;
+mod owner;
 mod secrets;
 
 use crate::bench::GUEST;
@@ -23,7 +26,10 @@ pub fn all() -> Vec<Test> {
         fault::TESTS,
         fault_wire::TESTS,
         disk::TESTS,
+        checkpoint::TESTS,
+        layers::TESTS,
         secrets::TESTS,
+        owner::TESTS,
     ]
     .concat()
 }

@@ -1,5 +1,6 @@
 //! Which image the instance boots, and who logs in to it.
 
+use super::warm::{of_build, of_disk};
 use crate::cli::args::E2e;
 use crate::cli::images::{build, fetch, missing};
 use crate::cli::record::NotRun;
@@ -104,11 +105,9 @@ pub async fn bring(work: &Work, store: &Store, manifest: &Manifest) -> Result<Pa
 pub async fn boot_image(work: &Work, store: &Store, manifest: &Manifest) -> Result<BootImage> {
     if !manifest.is_recipe() {
         let disk = bring(work, store, manifest).await?;
-        return Ok(BootImage { disk, kernel: None, initrd: None, append: String::new() });
+        return Ok(of_disk(disk));
     }
-    let built = build(work, store, manifest).await?;
-    let (kernel, initrd) = (Some(built.kernel()), Some(built.initrd()));
-    Ok(BootImage { disk: built.disk(), kernel, initrd, append: built.cmdline()? })
+    of_build(&build(work, store, manifest).await?)
 }
 
 /// The images that people use and this run did not, with the reason: a run with one image proves

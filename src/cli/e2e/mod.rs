@@ -5,6 +5,7 @@ mod logs;
 mod rooms;
 mod summary;
 mod topology;
+mod warm;
 
 use super::args::E2e;
 use super::root::Root;
@@ -20,10 +21,12 @@ use crate::lab::spec::LabSpec;
 use instance::Wanted;
 use logs::Logs;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-pub use rooms::{hypervisor, packages, runs};
+pub use rooms::{Boot, accelerator, boot, host, hypervisor, packages, runs};
+pub use warm::{of_build, of_disk, rungs_of};
 
 pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {
     let json = args.json.as_ref().map(|path| session.env.cwd.join(path));
@@ -65,57 +68,76 @@ async fn act(work: Work, args: E2e) -> Result<()> {
     let logs = Logs::open(&work, &args)?;
     let boot =
         rooms::Boot { images: &images, hypervisor, accel, logs: &logs.folder, keep: args.keep };
-    let cluster = events.phase("boot", rooms::boot(&work, &spec, boot)).await?;
+    // Held until the machines are gone.
+    let _room = rooms::reserve(&work, &spec, args.no_wait).await?;
+    let way = warm::cloud(&work, &spec, boot, &args).await?;
 
-    let mut outcome = prove(&work, &cluster, &instance, &args).await;
-    if let Err(error) = outcome {
-        let saved = events.phase("evidence", cluster.save_evidence(&work, &logs.folder)).await;
-        outcome = Err(match saved {
-            Ok(causes) => error.evidence(causes),
-            // The first error is the one that explains.
-            Err(e) => {
-                events.warning(format!("the evidence could not be saved: {e}"));
-                error
-            }
-        });
-    }
-    let down = events.phase("teardown", cluster.down()).await;
+    let outcome = match prove(&work, &way.lab, &instance, &args, &logs.folder).await {
+        Err(e) => Err(way.explain(evidence(&work, &way.lab, &logs.folder, e).await)),
+        ok => ok,
+    };
+    let down = events.phase("teardown", way.lab.down()).await;
     outcome.and(down)?;
     logs.discard(&work, args.keep);
     Ok(())
 }
 
-/// From a booted cluster to the verdict.
+/// The error with what the nodes say of it, saved in `logs`.
+async fn evidence(work: &Work, cluster: &rooms::Cluster, logs: &Path, error: Error) -> Error {
+    let saved = work.events.phase("evidence", cluster.save_evidence(work, logs)).await;
+    match saved {
+        Ok(causes) => error.evidence(causes),
+        // The first error is the one that explains.
+        Err(e) => {
+            work.events.warning(format!("the evidence could not be saved: {e}"));
+            error
+        }
+    }
+}
+
+/// The whole plan again: nothing may be left to change.
+async fn second_run(work: &Work, cluster: &rooms::Cluster) -> Result<()> {
+    let declared = cluster.declare(work)?;
+    let look = async {
+        let start = Instant::now();
+        let report = cluster.apply(&declared.plan).await?;
+        let check = verdict(&report, start.elapsed().as_secs_f64());
+        let error = (check.status != Status::Pass).then(|| {
+            Error::provision("the second run changed something")
+                .evidence(check.evidence.lines())
+                .hint("compare what these resources observe with what they apply")
+        });
+        work.events.send(Event::Check(check));
+        error.map_or(Ok(()), Err)
+    };
+    work.events.phase("second-run", look).await
+}
+
+/// From a cloud that is ready to the verdict.
 async fn prove(
     work: &Work,
     cluster: &rooms::Cluster,
     instance: &instance::Instance,
     args: &E2e,
+    logs: &Path,
 ) -> Result<()> {
     let events = &work.events;
     let declared = cluster.declare(work)?;
-    let first = events.phase("provision", cluster.apply(&declared.plan)).await?;
-    let changed = first.changed.len();
-    events.info(format!("{changed} resources changed, {} as declared", first.unchanged));
     events
-        .phase("second-run", async {
-            let start = Instant::now();
-            let report = cluster.apply(&declared.plan).await?;
-            let check = second_run(&report, start.elapsed().as_secs_f64());
-            let error = (check.status != Status::Pass).then(|| {
-                Error::provision("the second run changed something")
-                    .evidence(check.evidence.lines())
-                    .hint("compare what these resources observe with what they apply")
-            });
-            events.send(Event::Check(check));
-            error.map_or(Ok(()), Err)
+        .phase("nodes", async {
+            cluster.mends(work, &declared).await?;
+            cluster.facts(work, &declared).await
         })
         .await?;
-    events.phase("proof", cluster.prove(work, &declared, instance, args.keep)).await
+    if args.reboot {
+        events.phase("reboot", cluster.reboots(work, &declared)).await?;
+    }
+    events.phase("proof", cluster.prove(work, &declared, instance, args.keep)).await?;
+    events.phase("leaks", cluster.leaks(work, &declared, logs)).await
 }
 
 /// The check that nothing was left to change, and that something was looked at.
-fn second_run(report: &Report, seconds: f64) -> Check {
+fn verdict(report: &Report, seconds: f64) -> Check {
     let changed = report.changed.iter();
     let mut lines: Vec<String> = changed
         .map(|c| {
@@ -135,7 +157,7 @@ fn second_run(report: &Report, seconds: f64) -> Check {
 }
 
 /// What the nodes boot, by the name of the image.
-async fn node_images(
+pub async fn node_images(
     work: &Work,
     spec: &LabSpec,
     manifests: &Manifests,
@@ -165,18 +187,18 @@ mod tests {
             differences: vec!["one line".into()],
         };
         let changed = Report { changed: vec![change], unchanged: 9, ..Report::default() };
-        let check = second_run(&changed, 1.0);
+        let check = verdict(&changed, 1.0);
         assert_eq!(check.status, Status::Fail);
         assert!(check.evidence.contains("/etc/hosts"), "{}", check.evidence);
         let restarts = vec!["unit nova on openstack1".into()];
         let restarted = Report { restarts, unchanged: 9, ..Report::default() };
-        assert_eq!(second_run(&restarted, 1.0).status, Status::Fail);
+        assert_eq!(verdict(&restarted, 1.0).status, Status::Fail);
     }
 
     #[test]
     fn a_second_run_passes_only_when_it_looked_at_something() {
         let looked = Report { unchanged: 3, ..Report::default() };
-        assert_eq!(second_run(&looked, 1.0).status, Status::Pass);
-        assert_eq!(second_run(&Report::default(), 1.0).status, Status::Fail);
+        assert_eq!(verdict(&looked, 1.0).status, Status::Pass);
+        assert_eq!(verdict(&Report::default(), 1.0).status, Status::Fail);
     }
 }

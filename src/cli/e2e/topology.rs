@@ -34,7 +34,12 @@ impl Networks {
     }
 }
 
-fn host(node: &NodeSpec, networks: &Networks, spec: &LabSpec) -> Result<Host> {
+fn host(
+    node: &NodeSpec,
+    networks: &Networks,
+    spec: &LabSpec,
+    host_key: impl Fn(&str) -> String,
+) -> Result<Host> {
     let at = |e: Error| e.at(&spec.file, Some(node.line));
     let roles = node.roles.iter().map(|r| r.parse::<Role>().map_err(at)).collect::<Result<_>>()?;
     let address = node.address_on(&networks.management).ok_or_else(|| {
@@ -43,12 +48,20 @@ fn host(node: &NodeSpec, networks: &Networks, spec: &LabSpec) -> Result<Host> {
     let external = node.nics.iter().any(|n| n.network == networks.external);
     // The seed names each NIC after its network.
     let external_nic = external.then(|| networks.external.clone());
-    Ok(Host { name: node.name.clone(), roles, address, external_nic })
+    let (name, host_key) = (node.name.clone(), host_key(&node.name));
+    Ok(Host { name, roles, address, host_key, external_nic })
 }
 
-/// `login` is who the nodes were booted with, and its public keys.
-pub fn of(spec: &LabSpec, networks: &Networks, login: Login) -> Result<Topology> {
-    let hosts = spec.nodes.iter().map(|n| host(n, networks, spec)).collect::<Result<Vec<_>>>()?;
+/// `login` is who the nodes were booted with, and its public keys; `host_key` gives the public host
+/// key that a node was booted with.
+pub fn of(
+    spec: &LabSpec,
+    networks: &Networks,
+    login: Login,
+    host_key: impl Fn(&str) -> String,
+) -> Result<Topology> {
+    let host = |node| host(node, networks, spec, &host_key);
+    let hosts = spec.nodes.iter().map(host).collect::<Result<Vec<_>>>()?;
     let management = spec.network(&networks.management).expect("found in this spec");
     let (notes, allow) = NTP_ALLOW;
     let in_notes = management.subnet.address.octets()[..2] == notes.octets()[..2];
@@ -66,10 +79,17 @@ pub fn of(spec: &LabSpec, networks: &Networks, login: Login) -> Result<Topology>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::roles::topology::NodeKey;
+    use crate::secret::Secret;
     use std::path::Path;
 
     fn login() -> Login {
-        Login { user: "stack".into(), authorized_keys: vec![] }
+        let node_key = NodeKey { private: Secret::new("-"), public: "-".into() };
+        Login { user: "stack".into(), authorized_keys: vec![], node_key }
+    }
+
+    fn host_key(node: &str) -> String {
+        format!("ssh-ed25519 {node}")
     }
 
     fn lab(change: impl Fn(String) -> String) -> LabSpec {
@@ -85,7 +105,7 @@ mod tests {
             (networks.management.as_str(), networks.external.as_str()),
             ("management", "external")
         );
-        let topology = of(&spec, &networks, login()).unwrap();
+        let topology = of(&spec, &networks, login(), host_key).unwrap();
         assert_eq!(topology.controller().name, "openstack1");
         assert_eq!(topology.controller().external_nic.as_deref(), Some("external"));
         assert_eq!(topology.ntp_upstream, Ipv4Addr::new(192, 168, 103, 1));
@@ -96,7 +116,7 @@ mod tests {
     fn a_role_that_does_not_exist_is_told_with_its_file_and_line() {
         let spec = lab(|text| text.replace("\"compute\"", "\"compute\", \"storage\""));
         let networks = Networks::of(&spec).unwrap();
-        let e = of(&spec, &networks, login()).unwrap_err();
+        let e = of(&spec, &networks, login(), host_key).unwrap_err();
         assert!(e.to_string().contains("storage"), "{e}");
         assert!(e.file().unwrap().1.is_some(), "{e}");
     }

@@ -76,3 +76,60 @@ fn a_unit_that_starts_before_what_it_reads_is_written_is_refused() {
     let step = Step { resources: boxed, ..Step::new("a", "n") };
     plan(vec![step]).validate(&["n"]).unwrap();
 }
+
+const FIRST: Stage = Stage { rank: 1, name: "first" };
+const SECOND: Stage = Stage { rank: 2, name: "second" };
+const THIRD: Stage = Stage { rank: 3, name: "third" };
+
+fn staged() -> Plan {
+    plan(vec![
+        Step::new("c", "n").after("a").after("b").stage(THIRD),
+        Step::new("a", "n").stage(FIRST),
+        Step::new("b", "n").after("a").stage(SECOND),
+        Step::new("b2", "n").after("b").stage(SECOND),
+    ])
+}
+
+fn ids(plan: &Plan) -> Vec<&str> {
+    plan.steps.iter().map(|s| s.id.as_str()).collect()
+}
+
+#[test]
+fn stages_are_told_in_their_order() {
+    assert_eq!(staged().stages(), [FIRST, SECOND, THIRD]);
+    assert_eq!(plan(vec![Step::new("a", "n")]).stages(), [Stage::default()]);
+}
+
+#[test]
+fn a_stage_that_needs_a_later_one_is_refused() {
+    let text = refusal(vec![
+        Step::new("early", "n").after("late").stage(FIRST),
+        Step::new("late", "n").stage(SECOND),
+    ]);
+    assert_eq!(
+        text,
+        "step early of stage first comes after late, which is of the later stage second"
+    );
+}
+
+#[test]
+fn every_part_of_a_staged_plan_stands_for_itself_and_together_they_are_the_whole() {
+    assert_eq!(ids(&staged().until(SECOND)), ["a", "b", "b2"]);
+    let rest = staged().between(Some(FIRST), THIRD);
+    assert_eq!(ids(&rest), ["c", "b", "b2"]);
+    // Within the part the order stays; to what is done it goes.
+    assert_eq!(rest.steps[0].after, ["b"]);
+    assert!(rest.steps[1].after.is_empty());
+    let parts = [
+        staged().until(FIRST),
+        staged().between(Some(FIRST), SECOND),
+        staged().between(Some(SECOND), THIRD),
+    ];
+    let mut all: Vec<String> = Vec::new();
+    for part in &parts {
+        part.validate(&["n"]).unwrap();
+        all.extend(part.steps.iter().map(|s| s.id.clone()));
+    }
+    assert_eq!(all, ["a", "b", "b2", "c"]);
+    assert!(staged().between(Some(THIRD), THIRD).steps.is_empty());
+}

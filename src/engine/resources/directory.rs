@@ -1,6 +1,6 @@
 //! A directory.
 
-use super::target::{Kind, PATHS, Seen, Target, refuse, target_methods};
+use super::target::{ABSENT, Kind, PATHS, Seen, Target, refuse, target_methods};
 use crate::engine::quote;
 use crate::engine::resource::{Resource, Script, SharedProbe, Verdict};
 
@@ -23,6 +23,9 @@ impl Resource for Directory {
     }
     fn shared(&self) -> Option<(&'static SharedProbe, String)> {
         Some((&PATHS, self.target.path.clone()))
+    }
+    fn nothing(&self) -> &'static str {
+        ABSENT
     }
     fn judge(&self, seen: &str) -> Verdict {
         let seen = Seen::parse(seen);

@@ -55,6 +55,9 @@ macro_rules! edit_methods {
         fn shared(&self) -> Option<(&'static crate::engine::resource::SharedProbe, String)> {
             self.shared_paths()
         }
+        fn nothing(&self) -> &'static str {
+            crate::engine::resources::target::ABSENT
+        }
         fn judge(&self, seen: &str) -> crate::engine::resource::Verdict {
             self.judge_text(seen)
         }

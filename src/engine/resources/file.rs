@@ -1,6 +1,6 @@
 //! A whole file.
 
-use super::target::{Kind, PATHS, Seen, Target, refuse, sha256, target_methods};
+use super::target::{ABSENT, Kind, PATHS, Seen, Target, refuse, sha256, target_methods};
 use crate::engine::resource::{Input, Resource, Script, SharedProbe, Verdict};
 use std::fmt;
 
@@ -62,6 +62,9 @@ impl Resource for File {
     }
     fn shared(&self) -> Option<(&'static SharedProbe, String)> {
         Some((&PATHS, self.target.path.clone()))
+    }
+    fn nothing(&self) -> &'static str {
+        ABSENT
     }
     fn judge(&self, seen: &str) -> Verdict {
         let seen = Seen::parse(seen);

@@ -40,6 +40,9 @@ pub(super) enum Kind<'a> {
 /// All paths in three forks at most: existence by the shell itself, one `stat`, one `cat`.
 pub(super) static PATHS: SharedProbe = SharedProbe { name: "paths", script, split };
 
+/// What is seen of a path that is not there.
+pub(super) const ABSENT: &str = "absent\n";
+
 fn script(paths: &[&str]) -> Script {
     let mut shell = String::from("set --");
     for path in paths {
@@ -83,7 +86,7 @@ fn try_split(printed: &[u8], paths: &[&str]) -> Option<Vec<String>> {
     let there: Vec<usize> =
         line()?.split_ascii_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
     let stats = there.iter().map(|_| line()).collect::<Option<Vec<_>>>()?;
-    let mut out = vec!["absent\n".to_owned(); paths.len()];
+    let mut out = vec![ABSENT.to_owned(); paths.len()];
     for (&i, stat) in there.iter().zip(stats) {
         let mut fields = stat.splitn(5, ' ');
         let (mode, user, group) = (fields.next()?, fields.next()?, fields.next()?);

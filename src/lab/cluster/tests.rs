@@ -30,15 +30,15 @@ network = "management"
 address = "192.168.103.12"
 "#;
 
-struct Bench {
-    root: tempfile::TempDir,
-    options: LabOptions,
-    image: BootImage,
-    redactor: Redactor,
+pub(in crate::lab) struct Bench {
+    pub root: tempfile::TempDir,
+    pub options: LabOptions,
+    pub image: BootImage,
+    pub redactor: Redactor,
 }
 
 impl Bench {
-    async fn new() -> Bench {
+    pub async fn new() -> Bench {
         let root = tempfile::tempdir().unwrap();
         let found = Hypervisor::find("qemu-system-x86_64".as_ref(), "qemu-img".as_ref()).await;
         let hypervisor = found.expect("these tests need QEMU");
@@ -70,19 +70,19 @@ impl Bench {
         async move { Lab::start(&spec, |_| Ok(image.clone()), &options, &patience, &redactor).await }
     }
 
-    async fn prepare(&self) -> Lab {
+    pub async fn prepare(&self) -> Lab {
         let (spec, image) = (self.spec(), self.image.clone());
         let images = |_: &str| Ok(image.clone());
         Lab::prepare(&spec, images, &self.options, &patience(10.0), &self.redactor).await.unwrap()
     }
 
-    fn run_dirs(&self) -> usize {
+    pub fn run_dirs(&self) -> usize {
         let Ok(entries) = self.options.run_root.read_dir() else { return 0 };
         entries.flatten().filter(|e| e.file_type().unwrap().is_dir()).count()
     }
 
     /// How many processes work in our directories.
-    fn processes(&self) -> usize {
+    pub fn processes(&self) -> usize {
         let ours = |p: std::fs::DirEntry| {
             let cwd = std::fs::read_link(p.path().join("cwd")).ok()?;
             cwd.starts_with(self.root.path()).then_some(())
@@ -91,7 +91,7 @@ impl Bench {
     }
 }
 
-fn patience(speed: f64) -> Patience {
+pub(in crate::lab) fn patience(speed: f64) -> Patience {
     Patience::new(Speed::new(speed), Events::silent())
 }
 
@@ -164,8 +164,8 @@ async fn a_boot_ends_at_once_when_a_node_dies() {
     let bench = Bench::new().await;
     let lab = bench.prepare().await;
     let b = rustix::process::Pid::from_raw(lab.node("b").unwrap().vm.pid() as i32).unwrap();
-    let patience = patience(10.0);
-    let (out, ()) = tokio::join!(lab.boot(&patience), async {
+    let (patience, slots) = (patience(10.0), BootSlots::unlimited());
+    let (out, ()) = tokio::join!(lab.boot(&slots, &patience), async {
         let wait = lab.node("b").unwrap().vm.qmp().subscribe();
         let mut wait = wait;
         // Killed once it runs.
@@ -213,7 +213,7 @@ async fn a_kept_run_stays_and_its_disks_are_closed_in_order() {
     let mut bench = Bench::new().await;
     bench.options.keep = true;
     let lab = bench.prepare().await;
-    let disk = lab.dir().join("a/disk.qcow2");
+    let disk = lab.dir().join("a/disk.0.qcow2");
     lab.stop().await.unwrap();
     assert_eq!((bench.run_dirs(), bench.processes()), (1, 0));
     assert!(disk.exists());

@@ -16,6 +16,7 @@ fn machine() -> Machine {
             Disk { file: "/r/seed.img".into(), format: DiskFormat::Raw, read_only: true },
         ],
         nics: vec![NicArgs { mac: "52:54:00:AB:00:01".parse().unwrap(), mtu: Some(1400) }],
+        incoming: false,
         sandbox: true,
     }
 }
@@ -51,7 +52,7 @@ fn a_node_is_started_with_exactly_this() {
 -S
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -accel tcg,thread=multi
--cpu max
+-cpu max,la57=off,avx=off,avx2=off,erms=off,fsrm=off
 -machine q35,memory-backend=ram,vmport=off,smm=off,sata=off,smbus=off
 -smp 2
 -m 6144M
@@ -74,6 +75,8 @@ fn a_node_is_started_with_exactly_this() {
 -chardev socket,id=agent,path=agent.sock,server=on,wait=off
 -device {"driver":"virtio-serial-pci"}
 -device {"driver":"virtserialport","chardev":"agent","name":"org.qemu.guest_agent.0"}
+-device {"driver":"virtio-balloon-pci","free-page-reporting":true}
+-device {"driver":"vmgenid","guid":"auto"}
 "#;
     let mut lines: Vec<String> = Vec::new();
     for arg in args {
@@ -115,6 +118,24 @@ fn no_format_is_ever_guessed_and_only_overlays_are_written() {
     assert_eq!(args.join(" ".as_ref()).to_str(), Some(wanted));
     let args = overlay_arguments("/s/base".as_ref(), "/r/over".as_ref(), None);
     assert_eq!(args.last().unwrap(), "/r/over");
+}
+
+#[test]
+fn a_layer_lies_on_its_neighbour_by_name_and_is_opened_without_it() {
+    let args = layer_arguments("disk.0.qcow2".as_ref(), "/r/disk.1.qcow2".as_ref(), 1 << 30);
+    let wanted = "create -q -u -f qcow2 -b disk.0.qcow2 -F qcow2 /r/disk.1.qcow2 1073741824";
+    assert_eq!(args.join(" ".as_ref()).to_str(), Some(wanted));
+    let options = layer("disk0-1", "/r/disk.1.qcow2".as_ref());
+    assert_eq!((&options["node-name"], &options["backing"]), (&json!("disk0-1"), &Value::Null));
+    assert_eq!(options["cache"], blockdev("x", &machine().disks[0])["cache"]);
+}
+
+#[test]
+fn a_machine_that_is_restored_waits_for_its_memory_and_is_otherwise_the_same() {
+    let (new, back) = (machine(), Machine { incoming: true, ..machine() });
+    let mut arguments = new.arguments();
+    arguments.extend(["-incoming".into(), "defer".into()]);
+    assert_eq!(back.arguments(), arguments);
 }
 
 #[test]

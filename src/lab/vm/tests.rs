@@ -44,6 +44,7 @@ impl Bench {
                 boot: Boot::Firmware(firmware),
                 disks: Vec::new(),
                 nics: Vec::new(),
+                incoming: false,
                 sandbox: self.hypervisor.sandbox,
             },
             dir,

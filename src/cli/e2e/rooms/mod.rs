@@ -2,7 +2,12 @@
 //! rooms at once is here and nowhere else.
 
 mod evidence;
+mod keep;
+mod leaks;
 mod login;
+mod nodes;
+
+pub use keep::restore;
 
 use super::instance::Instance;
 use super::topology::{self, Networks};
@@ -17,20 +22,23 @@ use crate::diagnose::{Text, causes};
 use crate::engine::apply::{Engine, Report};
 use crate::engine::inventory::{Family, Node};
 use crate::engine::journal::Journal;
-use crate::engine::plan::Plan;
+use crate::engine::plan::{Plan, Stage};
 use crate::engine::ssh;
 use crate::engine::transport::{Connector as Reconnect, Ssh, Stream};
 use crate::error::{Error, Kind, Result};
 use crate::images::store::Store;
 use crate::lab::accel::{self, Accel};
-use crate::lab::admission::{self, Room};
+use crate::lab::admission::{self, Ledger, Reservation, Room, Turn, Want};
 use crate::lab::hypervisor::Hypervisor;
+use crate::lab::keys::SshKey;
 use crate::lab::outside::Leg;
 use crate::lab::spec::{LabSpec, NodeSpec};
 use crate::lab::{BootImage, Lab, LabOptions};
 use crate::roles;
+use crate::roles::facts::{self, ByHand, Fact};
 use crate::roles::secrets::Secrets;
-use crate::roles::topology::Login;
+use crate::roles::topology::{Login, NodeKey, Topology};
+use crate::secret::Secret;
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::path::Path;
@@ -44,6 +52,8 @@ const NODE_IMAGE: &str = "debian-13-node";
 const CONNECTING: Duration = Duration::from_secs(10);
 /// Every node runs so many steps at once: more only thrash two emulated cores.
 const STEPS_PER_NODE: usize = 3;
+/// For the labs that asked before, on the reference machine.
+const OTHER_LABS: Duration = Duration::from_secs(1800);
 /// So many likely causes are told with an error.
 const CAUSES: usize = 3;
 
@@ -56,8 +66,21 @@ pub async fn hypervisor() -> Result<Hypervisor> {
 pub async fn host(work: &Work, spec: &LabSpec, store: &Store) -> Result<Hypervisor> {
     setup(work).await?;
     let hypervisor = hypervisor().await?;
-    admission::check(spec, Room::look(store.root())?, store.root())?;
+    let mut room = Room::look(store.root())?;
+    // What other labs hold will be free when their turn is over.
+    room.memory += ledger(work)?.in_use()?;
+    admission::check(spec, room, store.root())?;
     Ok(hypervisor)
+}
+
+fn ledger(work: &Work) -> Result<Ledger> {
+    Ledger::open(work.env.store.join("reservations"))
+}
+
+/// The memory and processors of the lab, after all labs of this user that asked before.
+pub async fn reserve(work: &Work, spec: &LabSpec, no_wait: bool) -> Result<Reservation> {
+    let turn = if no_wait { Turn::Now } else { Turn::Within(OTHER_LABS) };
+    ledger(work)?.reserve(&Want::of(spec), turn, &work.patience()).await
 }
 
 /// Measures, sets the speed that scales every deadline, and notes both in the record.
@@ -80,6 +103,12 @@ pub async fn accelerator(work: &Work, hypervisor: &Hypervisor) -> Result<Accel> 
 /// What the roles declare for a lab.
 pub struct Declared {
     pub plan: Arc<Plan>,
+    pub facts: Vec<Fact>,
+    pub by_hand: Vec<ByHand>,
+    /// The cloud's own, by name.
+    pub secrets: Vec<(String, Secret)>,
+    /// Keystone's, as nodes reach it.
+    pub auth_url: String,
     pub admin: Credentials,
     pub region: String,
 }
@@ -97,6 +126,9 @@ pub struct Cluster {
     lab: Lab,
     nodes: Vec<Node>,
     engine: Engine,
+    journal: Journal,
+    /// The cloud's own, known to the redactor.
+    secrets: Secrets,
     /// What the proof kept, for the evidence.
     kept: Mutex<Vec<Text>>,
 }
@@ -109,24 +141,27 @@ pub struct Boot<'a> {
     pub keep: bool,
 }
 
-pub async fn boot(work: &Work, spec: &LabSpec, boot: Boot<'_>) -> Result<Cluster> {
-    let options = LabOptions {
-        run_root: runs(&work.env.store),
-        hypervisor: boot.hypervisor,
-        accel: boot.accel,
-        keep: boot.keep,
-        logs: Some(boot.logs.to_owned()),
-    };
+impl Boot<'_> {
+    fn options(&self, work: &Work) -> LabOptions {
+        LabOptions {
+            run_root: runs(&work.env.store),
+            hypervisor: self.hypervisor.clone(),
+            accel: self.accel,
+            keep: self.keep,
+            logs: Some(self.logs.to_owned()),
+        }
+    }
+}
+
+/// A new lab with new secrets.
+pub async fn boot(work: &Work, spec: &LabSpec, boot: &Boot<'_>) -> Result<Cluster> {
     let image = |name: &str| {
         let found = boot.images.get(name).cloned();
         found.ok_or_else(|| Error::internal(format!("the image {name} was not brought in")))
     };
-    let patience = work.patience();
+    let (options, patience) = (boot.options(work), work.patience());
     let lab = Lab::start(spec, image, &options, &patience, &work.redactor).await?;
-    let nodes = lab.nodes().iter().map(|n| reach(&lab, n, work)).collect::<Result<Vec<_>>>()?;
-    let journal = Journal::open(boot.logs.join("engine.log"), work.redactor.clone())?;
-    let engine = Engine::new(nodes.clone(), patience, journal).per_node(STEPS_PER_NODE);
-    Ok(Cluster { lab, nodes, engine, kept: Mutex::default() })
+    Cluster::new(lab, Secrets::generate()?, boot.logs, work)
 }
 
 /// Where runs have their folders.
@@ -170,25 +205,74 @@ fn leg(lab: &Lab, network: &str) -> Result<Leg> {
 }
 
 impl Cluster {
-    /// The roles of the lab's nodes as a plan for the engine. Secrets are generated here, one each,
-    /// and made known to the redactor before they are used.
-    pub fn declare(&self, work: &Work) -> Result<Declared> {
-        let secrets = Secrets::generate()?;
+    /// Makes the secrets known to the redactor before they are used.
+    fn new(lab: Lab, secrets: Secrets, logs: &Path, work: &Work) -> Result<Cluster> {
         secrets.hide_in(&work.redactor);
+        let journal = Journal::open(logs.join("engine.log"), work.redactor.clone())?;
+        let engine = Engine::new(Vec::new(), work.patience(), journal.clone());
+        let (nodes, kept) = (Vec::new(), Mutex::default());
+        let mut cluster = Cluster { lab, nodes, engine, journal, secrets, kept };
+        cluster.connect(work)?;
+        Ok(cluster)
+    }
+
+    /// Closes all connections to the nodes.
+    fn disconnect(&mut self, work: &Work) {
+        self.engine = Engine::new(Vec::new(), work.patience(), self.journal.clone());
+        self.nodes.clear();
+    }
+
+    /// New connections to all nodes, made when they are used.
+    fn connect(&mut self, work: &Work) -> Result<()> {
+        let nodes = self.lab.nodes().iter().map(|n| reach(&self.lab, n, work));
+        self.nodes = nodes.collect::<Result<_>>()?;
+        let engine = Engine::new(self.nodes.clone(), work.patience(), self.journal.clone());
+        self.engine = engine.per_node(STEPS_PER_NODE);
+        Ok(())
+    }
+
+    /// The lab as the cloud that the roles describe.
+    fn topology(&self, work: &Work) -> Result<Topology> {
+        let user = self.lab.login_user();
+        let node_key = SshKey::ed25519_from_seed(self.secrets.node_key(), &format!("{user}@node"))?;
+        node_key.hide_in(&work.redactor);
         let login = Login {
-            user: self.lab.login_user().into(),
+            user: user.into(),
             authorized_keys: vec![self.lab.login_key().public_line()],
+            node_key: NodeKey { private: node_key.private_pem(), public: node_key.public_line() },
         };
         let spec = self.lab.spec();
-        let topology = topology::of(spec, &Networks::of(spec)?, login)?;
+        let host_key = |name: &str| {
+            let key = &self.lab.node(name).expect("a node of this spec").host_key;
+            key.to_openssh().expect("a host key can be written")
+        };
+        topology::of(spec, &Networks::of(spec)?, login, host_key)
+    }
+
+    /// What is left of the roles' plan between two stages.
+    pub fn part(&self, work: &Work, done: Stage, until: Stage) -> Result<Arc<Plan>> {
+        let plan = roles::plan(&self.topology(work)?, &self.secrets)?;
+        Ok(Arc::new(plan.between(Some(done), until)))
+    }
+
+    /// The roles of the lab's nodes as a plan for the engine.
+    pub fn declare(&self, work: &Work) -> Result<Declared> {
+        let (topology, secrets) = (self.topology(work)?, &self.secrets);
         let admin = Credentials {
             user: "admin".into(),
             password: secrets.admin().clone(),
             project: "admin".into(),
             domain: "Default".into(),
         };
-        let plan = Arc::new(roles::plan(&topology, &secrets)?);
-        Ok(Declared { plan, admin, region: topology.region })
+        Ok(Declared {
+            plan: Arc::new(roles::plan(&topology, secrets)?),
+            facts: facts::facts(&topology),
+            by_hand: facts::changes_by_hand(&topology),
+            secrets: secrets.iter().map(|(n, s)| (n.to_owned(), s.clone())).collect(),
+            auth_url: format!("http://{}:{}/v3", topology.controller().name, roles::KEYSTONE_PORT),
+            admin,
+            region: topology.region,
+        })
     }
 
     /// Brings the nodes to the plan.
@@ -235,7 +319,7 @@ impl Cluster {
         keep: bool,
     ) -> Result<ProofInputs> {
         let spec = self.lab.spec();
-        let controller = with_role(spec, "controller")?;
+        with_role(spec, "controller")?;
         let network = with_role(spec, "network")?;
         let compute = with_role(spec, "compute")?;
         let address = |node: &NodeSpec| {
@@ -250,7 +334,7 @@ impl Cluster {
             .map(|node| Ok((node.name.clone(), address(node)?)))
             .collect::<Result<_>>()?;
         Ok(ProofInputs {
-            auth_url: Url::parse(&format!("http://{}:5000/v3", controller.name))?,
+            auth_url: Url::parse(&declared.auth_url)?,
             admin: declared.admin.clone(),
             region: declared.region.clone(),
             names,
@@ -289,6 +373,11 @@ impl Cluster {
         Ok(causes
             .map(|c| format!("{} ({}:{}: {})", c.meaning, c.text, c.line, c.excerpt))
             .collect())
+    }
+
+    /// The machines, without the engine: for those who live in the lab.
+    pub fn into_lab(self) -> Lab {
+        self.lab
     }
 
     /// Ends the machines.

@@ -1,0 +1,217 @@
+//! From the deepest layer that serves to a cloud that is ready.
+
+use super::rooms::{self, Boot, Cluster};
+use super::topology::{self, Networks};
+use super::{evidence, second_run};
+use crate::cli::args::E2e;
+use crate::cli::session::Work;
+use crate::engine::plan::Stage;
+use crate::error::{Context, Kind, Result};
+use crate::images::build::Built;
+use crate::lab::accel::Accel;
+use crate::lab::checkpoint::Platform;
+use crate::lab::hypervisor::Hypervisor;
+use crate::lab::spec::LabSpec;
+use crate::lab::{BootImage, LabOptions};
+use crate::layers::budget::Space;
+use crate::layers::lab::Image;
+use crate::layers::{Climb, Layers, Rung, Site, Way, lab, rungs};
+use crate::roles;
+use crate::roles::topology::{Login, NodeKey};
+use crate::secret::Secret;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The list of what was built, beside a built disk.
+const SUMS: &str = "SHA256SUMS";
+
+/// The keys of every stage of a cloud on the lab `spec`. An image that is not among `images` is not
+/// in the store, and no layer has a key that is made from that.
+pub fn rungs_of(
+    spec: &LabSpec,
+    hypervisor: &Hypervisor,
+    accel: Accel,
+    images: &BTreeMap<String, BootImage>,
+) -> Result<Vec<Rung>> {
+    // Keys are no part of a plan that is symbolic.
+    let none = NodeKey { private: Secret::new(""), public: String::new() };
+    let user = crate::lab::seed::LOGIN.into();
+    let login = Login { user, authorized_keys: Vec::new(), node_key: none };
+    let topology = topology::of(spec, &Networks::of(spec)?, login, |_| String::new())?;
+    let plan = roles::symbolic_plan(&topology)?;
+    let images: BTreeMap<&str, Image> = images
+        .iter()
+        .map(|(name, boot)| Ok((name.as_str(), image(boot)?)))
+        .collect::<Result<_>>()?;
+    let absent = || Image { content: "not in the store".into(), boot: of_disk(PathBuf::new()) };
+    let of = |name: &str| Some(images.get(name).cloned().unwrap_or_else(absent));
+    let platform = Platform::here(hypervisor, accel)?;
+    let (run_root, hypervisor) = (PathBuf::new(), hypervisor.clone());
+    let options = LabOptions { run_root, hypervisor, accel, keep: false, logs: None };
+    let made = lab::inputs(spec, &platform, &options, of)?;
+    Ok(rungs(made, &roles::Stage::ORDER.map(Into::into), &plan))
+}
+
+/// An image by its content: a fetched file is called by its digest, what was built by the digest of
+/// its inputs, which says nothing of the packages that were new on that day.
+fn image(boot: &BootImage) -> Result<Image> {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let folder = boot.disk.parent().unwrap_or(Path::new(""));
+    let sums = folder.join(SUMS);
+    let content = match std::fs::read(&sums) {
+        Ok(list) => {
+            let digest = crate::engine::canonical::digest(list);
+            format!("{} with {}", name(folder), &digest[..12])
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => name(&boot.disk),
+        Err(e) => return Err(e).doing(Kind::Host, || format!("cannot read {}", sums.display())),
+    };
+    Ok(Image { content, boot: boot.clone() })
+}
+
+/// What a node boots from an image that was built here: the kernel directly.
+pub fn of_build(built: &Built) -> Result<BootImage> {
+    let (kernel, initrd) = (Some(built.kernel()), Some(built.initrd()));
+    Ok(BootImage { disk: built.disk(), kernel, initrd, append: built.cmdline()? })
+}
+
+/// What a node boots from any other.
+pub fn of_disk(disk: PathBuf) -> BootImage {
+    BootImage { disk, kernel: None, initrd: None, append: String::new() }
+}
+
+/// A cloud that is ready: nothing was left to be changed by a second run.
+pub async fn cloud(
+    work: &Work,
+    spec: &LabSpec,
+    boot: Boot<'_>,
+    args: &E2e,
+) -> Result<Way<Cluster>> {
+    let rungs = rungs_of(spec, &boot.hypervisor, boot.accel, boot.images)?;
+    let layers = (!args.cold).then(|| Layers::open(&work.env.store)).transpose()?;
+    let climb = Climb {
+        layers: layers.as_ref(),
+        rungs: &rungs,
+        lab: &spec.name,
+        memory: spec.memory(),
+        space: Space { max: args.layers_max, ..Space::default() },
+        events: &work.events,
+    };
+    let mut ascent = Ascent { work, spec, boot };
+    let way = climb.climb(&mut ascent).await?;
+    // Whoever came from the last layer has made no second run yet.
+    if way.from.as_ref().is_some_and(|(stage, _)| *stage == ready()) {
+        let second = second_run(work, &way.lab).await;
+        if let Err(e) = second {
+            let e = evidence(work, &way.lab, ascent.boot.logs, e).await;
+            return Err(way.explain(e));
+        }
+    }
+    Ok(way)
+}
+
+fn ready() -> Stage {
+    roles::Stage::CloudReady.into()
+}
+
+/// What a run of e2e does at each stage.
+struct Ascent<'a> {
+    work: &'a Work,
+    spec: &'a LabSpec,
+    boot: Boot<'a>,
+}
+
+impl Site for Ascent<'_> {
+    type Lab = Cluster;
+
+    async fn boot(&mut self) -> Result<Cluster> {
+        self.work.events.phase("boot", rooms::boot(self.work, self.spec, &self.boot)).await
+    }
+
+    async fn restore(&mut self, checkpoint: &Path) -> Result<Cluster> {
+        let restored = rooms::restore(self.work, &self.boot, checkpoint);
+        self.work.events.phase("restore", restored).await
+    }
+
+    async fn advance(&mut self, cluster: &mut Cluster, done: Stage, until: Stage) -> Result<()> {
+        match self.provision(cluster, done, until).await {
+            Err(e) => Err(evidence(self.work, cluster, self.boot.logs, e).await),
+            ok => ok,
+        }
+    }
+
+    async fn checkpoint(&mut self, cluster: &mut Cluster, into: &Path) -> Result<()> {
+        cluster.checkpoint(self.work, into).await
+    }
+}
+
+impl Ascent<'_> {
+    async fn provision(&self, cluster: &Cluster, done: Stage, until: Stage) -> Result<()> {
+        let events = &self.work.events;
+        let part = cluster.part(self.work, done, until)?;
+        if !part.steps.is_empty() {
+            let first = events.phase(&phase(done, until), cluster.apply(&part)).await?;
+            let changed = first.changed.len();
+            events.info(format!("{changed} resources changed, {} as declared", first.unchanged));
+        }
+        match until == ready() {
+            true => second_run(self.work, cluster).await,
+            false => Ok(()),
+        }
+    }
+}
+
+/// All of it in one go is just `provision`.
+fn phase(done: Stage, until: Stage) -> String {
+    match done == roles::Stage::Booted.into() && until == ready() {
+        true => "provision".into(),
+        false => format!("provision {until}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rungs(images: &BTreeMap<String, BootImage>) -> Vec<Rung> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let spec = LabSpec::load(&root.join("vmtests/labs/two-node.toml")).unwrap();
+        let (qemu, img) = ("qemu".into(), "qemu-img".into());
+        let (version, release) = ((10, 0, 2), "10.0.2".into());
+        let hypervisor = Hypervisor { qemu, img, version, release, sandbox: true };
+        rungs_of(&spec, &hypervisor, Accel::Tcg, images).unwrap()
+    }
+
+    fn built(folder: &Path, sums: &str) -> BTreeMap<String, BootImage> {
+        std::fs::write(folder.join(SUMS), sums).unwrap();
+        let kernel = Some(folder.join("kernel"));
+        let boot = BootImage { kernel, ..of_disk(folder.join("disk.qcow2")) };
+        [("debian-13-node".to_owned(), boot)].into()
+    }
+
+    #[test]
+    fn an_image_built_anew_from_the_same_recipe_is_another_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = rungs(&built(dir.path(), "one"));
+        assert_eq!(before, rungs(&built(dir.path(), "one")));
+        let after = rungs(&built(dir.path(), "two"));
+        assert!(before.iter().zip(&after).all(|(a, b)| a.key != b.key));
+        let changes = after[0].inputs.changes_since(&before[0].inputs);
+        assert!(changes[0].starts_with("image debian-13-node: "), "{changes:?}");
+        assert_eq!(changes.len(), 1);
+    }
+
+    #[test]
+    fn without_the_image_there_are_keys_that_no_layer_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let (there, absent) = (rungs(&built(dir.path(), "one")), rungs(&BTreeMap::new()));
+        assert!(there.iter().zip(&absent).all(|(a, b)| a.key != b.key));
+    }
+
+    #[test]
+    fn a_fetched_image_is_called_by_its_digest() {
+        let image = image(&of_disk("/store/sha256/ab/abcd".into())).unwrap();
+        assert_eq!(image.content, "abcd");
+    }
+}

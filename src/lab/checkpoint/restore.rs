@@ -1,0 +1,224 @@
+//! A lab brought back as it was.
+
+use super::folder::link;
+use super::manifest::{self, Manifest, NodeRecord, Notes};
+use super::platform::{Platform, hardware};
+use super::together::together;
+use crate::error::{Error, Result};
+use crate::lab::LabOptions;
+use crate::lab::agent::Agent;
+use crate::lab::cluster::{Kit, Lab, Node, SEED};
+use crate::lab::disk::{Chain, layer_name, read_header};
+use crate::lab::keys::SshKey;
+use crate::lab::spec::{LabSpec, NodeSpec};
+use crate::secret::{Redactor, Secret};
+use crate::wait::Patience;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A guest agent's answer: a process or two in the guest.
+const AGENT: Duration = Duration::from_secs(5);
+
+/// A checkpoint on disk whose manifest was read. Nothing is started and nothing written by looking.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    manifest: Manifest,
+    spec: LabSpec,
+}
+
+/// A lab that goes on where its checkpoint was made.
+#[derive(Debug)]
+pub struct Restored {
+    pub lab: Lab,
+    /// What the maker of the checkpoint noted.
+    pub notes: Notes,
+    /// Nodes without a guest agent, whose clocks are still those of the checkpoint: set them by
+    /// other means before anything is asked of them that looks at the time.
+    pub unstepped: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Reads what is in `folder`.
+    pub fn open(folder: &Path) -> Result<Checkpoint> {
+        let manifest = Manifest::read(folder)?;
+        let spec = manifest.spec()?;
+        let names = |nodes: &mut dyn Iterator<Item = &String>| nodes.cloned().collect::<Vec<_>>();
+        let (of_spec, of_records) = (
+            names(&mut spec.nodes.iter().map(|n| &n.name)),
+            names(&mut manifest.nodes.iter().map(|n| &n.name)),
+        );
+        if of_spec != of_records {
+            let message = format!("the checkpoint has {of_records:?} of a lab with {of_spec:?}");
+            return Err(Error::input(message).at(folder.join(manifest::FILE), None));
+        }
+        Ok(Checkpoint { folder: folder.to_owned(), manifest, spec })
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+    pub fn spec(&self) -> &LabSpec {
+        &self.spec
+    }
+
+    /// Says why it cannot be restored here: another QEMU, accelerator, processor or virtual
+    /// hardware; files missing, cut off or changed; an image gone or changed. Milliseconds.
+    pub fn check(&self, options: &LabOptions) -> Result<()> {
+        let here = Platform::here(&options.hypervisor, options.accel)?;
+        let at = |e: Error| match e.file() {
+            Some(_) => e,
+            None => e.at(self.folder.join(manifest::FILE), None),
+        };
+        self.manifest.platform.check(&here).map_err(at)?;
+        for (spec, record) in self.spec.nodes.iter().zip(&self.manifest.nodes) {
+            self.check_node(spec, record, options).map_err(at)?;
+        }
+        self.key(Path::new(manifest::LOGIN_KEY)).map(drop)
+    }
+
+    fn check_node(&self, spec: &NodeSpec, record: &NodeRecord, options: &LabOptions) -> Result<()> {
+        let folder = self.folder.join(&record.name);
+        let machine = self.spec.machine(spec, &record.image.boot(), &self.chain(record), options);
+        if hardware(&machine) != record.hardware {
+            let message = format!("the machine of {} is built in another way today", record.name);
+            return Err(Error::input(message).hint(
+                "another version of stackproof made this checkpoint: make a new one with this",
+            ));
+        }
+        for (name, what, print) in record.files() {
+            let what = format!("{what} of {} in the checkpoint", record.name);
+            let checked = print.check(&what, &folder.join(name));
+            checked.map_err(|e| e.hint("this checkpoint is lost: remove it and make a new one"))?;
+        }
+        record.image.check(&record.name)?;
+        // What QEMU will follow is read here first.
+        let mut below = record.image.disk.path.clone();
+        for index in 0..record.layers.len() {
+            let file = folder.join(layer_name(index));
+            let found = read_header(&file)?.below;
+            if found.as_ref() != Some(&below) {
+                let message = format!("this layer should lie on {}", below.display());
+                let found = found.map_or("nothing".into(), |f| f.display().to_string());
+                return Err(Error::input(format!("{message}, and lies on {found}"))
+                    .at(file, None)
+                    .hint("this is no checkpoint as it was made: remove it and make a new one"));
+            }
+            below = layer_name(index).into();
+        }
+        self.key(&Path::new(&record.name).join(manifest::HOST_KEY)).map(drop)
+    }
+
+    /// Its layers as they will lie in a directory of a run; here in the checkpoint's own.
+    fn chain(&self, record: &NodeRecord) -> Chain {
+        Chain::new(&self.folder.join(&record.name), record.layers.len())
+    }
+
+    fn key(&self, file: &Path) -> Result<SshKey> {
+        let file = self.folder.join(file);
+        let bad = |e: std::io::Error| {
+            Error::input("cannot read a key of the checkpoint").at(&file, None).because(e)
+        };
+        let pem = Secret::new(std::fs::read_to_string(&file).map_err(bad)?);
+        SshKey::from_private_pem(&pem).map_err(|e| e.at(&file, None))
+    }
+}
+
+impl Lab {
+    /// Brings back the lab that was saved in the folder `from`: new machines with the old memory,
+    /// disks and addresses in a run directory of their own, which needs the checkpoint no more.
+    /// Restored as often as wanted, also at once. Whatever does not fit is refused before anything
+    /// is started ([`Checkpoint::check`]); a failure leaves neither a process nor a file.
+    pub async fn restore(
+        from: &Path,
+        options: &LabOptions,
+        patience: &Patience,
+        redactor: &Redactor,
+    ) -> Result<Restored> {
+        let start = Instant::now();
+        let (folder, wanted) = (from.to_owned(), options.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            let saved = Checkpoint::open(&folder)?;
+            saved.check(&wanted).map(|()| saved)
+        });
+        let saved = checked
+            .await
+            .map_err(|e| Error::internal("looking at a checkpoint panicked").because(e))??;
+        let login_key = saved.key(Path::new(manifest::LOGIN_KEY))?;
+        let mut lab = Lab::without_nodes(&saved.spec, login_key, options, redactor)?;
+        let records = saved.spec.nodes.iter().zip(&saved.manifest.nodes);
+        let restored = together(records.map(|(spec, record)| {
+            lab.restore_node(&saved, spec, record, options, patience, redactor, start)
+        }));
+        for node in restored.await.into_iter().collect::<Result<Vec<_>>>()? {
+            lab.take_in(node);
+        }
+        let runs = together(lab.nodes.iter().map(|n| n.vm.run())).await;
+        runs.into_iter().collect::<Result<Vec<()>>>()?;
+        let unstepped = lab.step_clocks(patience).await?;
+        for node in &lab.nodes {
+            patience.events.node(node.name(), "restored", 2, 2);
+        }
+        Ok(Restored { lab, notes: saved.manifest.notes, unstepped })
+    }
+
+    /// Sets the clocks of all nodes to ours, which they have lost while they stood still. Names the
+    /// nodes without a guest agent, whose clocks are as they were.
+    pub async fn step_clocks(&self, patience: &Patience) -> Result<Vec<String>> {
+        let stepped = together(self.nodes.iter().map(|n| step_clock(n, patience))).await;
+        let mut unstepped = Vec::new();
+        for (node, stepped) in self.nodes.iter().zip(stepped) {
+            if !stepped? {
+                unstepped.push(node.name().to_owned());
+            }
+        }
+        Ok(unstepped)
+    }
+
+    /// One machine with its memory, standing still.
+    #[allow(clippy::too_many_arguments)]
+    async fn restore_node(
+        &self,
+        saved: &Checkpoint,
+        spec: &NodeSpec,
+        record: &NodeRecord,
+        options: &LabOptions,
+        patience: &Patience,
+        redactor: &Redactor,
+        start: Instant,
+    ) -> Result<Node> {
+        patience.events.node(&spec.name, "restoring", 0, 2);
+        let from = saved.folder.join(&record.name);
+        let dir = self.dir.subdir(&record.name)?;
+        // Names of our own for the files: the checkpoint may be removed while the lab runs.
+        link(&from.join(SEED), &dir.join(SEED))?;
+        let layers = record.layers.len();
+        for index in 0..layers {
+            link(&from.join(layer_name(index)), &dir.join(layer_name(index)))?;
+        }
+        let disk = Chain::new(&dir, layers);
+        let below = Chain::new(&dir, layers - 1);
+        let size = read_header(&below.top())?.virtual_size;
+        options.hypervisor.layer(&below, &disk, size).await?;
+        let host_key = saved.key(&Path::new(&record.name).join(manifest::HOST_KEY))?;
+        let image = record.image.boot();
+        let mut machine = self.spec.machine(spec, &image, &disk, options);
+        machine.incoming = true;
+        let kit = Kit { machine, image, host_key, disk };
+        let node = self.power_on(spec, kit, options, patience, redactor, start).await?;
+        node.vm.load_memory(&from.join(manifest::MEMORY)).await?;
+        Ok(node)
+    }
+}
+
+/// Sets the clock of a node that runs; false where no agent is there to do it.
+async fn step_clock(node: &Node, patience: &Patience) -> Result<bool> {
+    if !node.vm.has_agent().await? {
+        return Ok(false);
+    }
+    let dir = node.kit.disk.dir();
+    let what = format!("the clock of {} to be set", node.name());
+    let step = async { Agent::connect(dir).await?.step_clock().await };
+    patience.within(&what, AGENT, &node.vm.death(), step).await?;
+    Ok(true)
+}

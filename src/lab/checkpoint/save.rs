@@ -1,0 +1,171 @@
+//! Making a checkpoint of a running lab.
+
+use super::fingerprint::Fingerprint;
+use super::folder::{Partial, link};
+use super::manifest::{self, ImageRecord, Manifest, NodeRecord, Notes};
+use super::platform::{Platform, hardware};
+use super::together::together;
+use crate::error::{Context, Error, Kind, Result};
+use crate::lab::cluster::{Lab, Node, SEED};
+use crate::lab::disk::{Chain, layer_name};
+use crate::lab::hypervisor::Hypervisor;
+use crate::lab::qemu::Machine;
+use crate::lab::spec::{Bytes, MIB};
+use crate::wait::{Patience, Poll};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Frames under way reach a machine that stands still too, as far as its socket takes them.
+const DRAINS: Duration = Duration::from_millis(300);
+
+/// Left free on the disk beside the memory of all machines.
+const SPARE: u64 = 256 * MIB;
+
+/// What becomes of the lab when its checkpoint is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Its guests go on where they were stopped.
+    GoOn,
+    /// Its guests stand still: it is about to be dropped. Saves the time of letting them run.
+    StandStill,
+}
+
+impl Lab {
+    /// Saves the whole lab into the folder `into`, which must not exist yet: all guests stopped
+    /// together, frames under way delivered, disks frozen, memory written. Only a whole checkpoint
+    /// ever has that name. It holds secrets: everything in it is for us alone (0700, 0600).
+    ///
+    /// Guests of a lab that goes on stand still for the time that their memory takes to be
+    /// written. Connections of our own to the nodes should be closed before: a restored node would
+    /// try to go on with them. Give back what the guests keep but do not need ([`super::SLIM`]).
+    ///
+    /// A checkpoint that fails lets the guests go on. One that is dropped half-way leaves no file,
+    /// and guests that may stand still.
+    pub async fn checkpoint(
+        &mut self,
+        into: &Path,
+        notes: Notes,
+        after: After,
+        patience: &Patience,
+    ) -> Result<Manifest> {
+        let platform = Platform::here(&self.hypervisor, self.accel)?;
+        let partial = Partial::create(into)?;
+        self.check_room(partial.path())?;
+        let saved = self.save(&partial, patience).await;
+        if after == After::GoOn || saved.is_err() {
+            // All of them, whatever becomes of one; the first error is the one that explains.
+            let runs = together(self.nodes.iter().map(|n| n.vm.run())).await;
+            let runs = runs.into_iter().collect::<Result<Vec<()>>>();
+            saved?;
+            runs?;
+        }
+        // The rest is done while the guests go on.
+        let sources: Vec<_> = self.nodes.iter().map(Source::of).collect();
+        let login_key = self.login_key.private_pem();
+        let spec = self.spec.clone();
+        patience.events.info(format!("writing the checkpoint of {} to disk", spec.name));
+        let rest = tokio::task::spawn_blocking(move || {
+            partial.write(manifest::LOGIN_KEY, login_key.reveal().as_bytes())?;
+            let nodes = sources.iter().map(|s| s.put_into(&partial)).collect::<Result<_>>()?;
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let manifest = Manifest::new(platform, &spec, nodes, notes, now.as_secs());
+            partial.finish((manifest::FILE, &manifest.text()?)).map(|()| manifest)
+        });
+        rest.await.map_err(|e| Error::internal("making a checkpoint panicked").because(e))?
+    }
+
+    /// What needs the guests to stand still. They do afterwards.
+    async fn save(&mut self, partial: &Partial, patience: &Patience) -> Result<()> {
+        let paused = together(self.nodes.iter().map(|n| n.vm.pause())).await;
+        paused.into_iter().collect::<Result<Vec<()>>>()?;
+        self.drain(patience).await;
+        let mut folders = Vec::new();
+        for node in &self.nodes {
+            folders.push(partial.subdir(node.name())?);
+        }
+        let hypervisor = &self.hypervisor;
+        let nodes = self.nodes.iter_mut().zip(folders);
+        let saved = together(nodes.map(|(node, to)| save_node(node, hypervisor, to))).await;
+        saved.into_iter().collect::<Result<Vec<()>>>().map(drop)
+    }
+
+    /// Waits for the frames in our queues. All senders stand still, so there is an end; what a
+    /// machine's socket does not take is lost to the checkpoint, as on a wire.
+    async fn drain(&self, patience: &Patience) {
+        let look = || async {
+            match self.switch.waiting() {
+                0 => Poll::Ready(()),
+                left => Poll::NotYet(format!("{left} frames")),
+            }
+        };
+        let every = Duration::from_millis(1);
+        let drained = patience.until("frames under way", DRAINS, every, &self.death(), look).await;
+        if let Err(e) = drained {
+            patience.events.info(format!("the checkpoint is made without some frames: {e}"));
+        }
+    }
+
+    /// Refuses before anything is stopped when the disk cannot take the memory.
+    fn check_room(&self, folder: &Path) -> Result<()> {
+        let sizes = self.nodes.iter().map(|n| n.vm.resident()).collect::<Result<Vec<_>>>()?;
+        let needed = sizes.iter().sum::<u64>() + SPARE;
+        let stat = rustix::fs::statvfs(folder)
+            .doing(Kind::Host, || format!("cannot ask for the room in {}", folder.display()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if needed > free {
+            let (needed, free) = (Bytes(needed), Bytes(free));
+            let message = format!("the checkpoint may take {needed}, and {free} are free there");
+            return Err(Error::host(message)
+                .at(folder, None)
+                .hint("free some space, or keep checkpoints on another disk"));
+        }
+        Ok(())
+    }
+}
+
+async fn save_node(node: &mut Node, hypervisor: &Hypervisor, to: PathBuf) -> Result<()> {
+    node.kit.disk = node.vm.freeze_disk(hypervisor, &node.kit.disk).await?;
+    node.vm.save_memory(&to.join(manifest::MEMORY)).await
+}
+
+/// What is put into a checkpoint for a node beside its memory.
+struct Source {
+    name: String,
+    chain: Chain,
+    machine: Machine,
+    image: crate::lab::BootImage,
+    host_key: crate::secret::Secret,
+}
+
+impl Source {
+    fn of(node: &Node) -> Source {
+        Source {
+            name: node.name().to_owned(),
+            chain: node.kit.disk.clone(),
+            machine: node.kit.machine.clone(),
+            image: node.kit.image.clone(),
+            host_key: node.kit.host_key.private_pem(),
+        }
+    }
+
+    fn put_into(&self, partial: &Partial) -> Result<NodeRecord> {
+        let to = partial.path().join(&self.name);
+        let key = Path::new(&self.name).join(manifest::HOST_KEY);
+        partial.write(&key.to_string_lossy(), self.host_key.reveal().as_bytes())?;
+        link(&self.chain.dir().join(SEED), &to.join(SEED))?;
+        let mut layers = Vec::new();
+        for index in 0..self.chain.frozen() {
+            let layer = to.join(layer_name(index));
+            link(&self.chain.layer(index), &layer)?;
+            layers.push(Fingerprint::of(&layer)?);
+        }
+        Ok(NodeRecord {
+            name: self.name.clone(),
+            hardware: hardware(&self.machine),
+            image: ImageRecord::of(&self.image)?,
+            memory: Fingerprint::of(&to.join(manifest::MEMORY))?,
+            seed: Fingerprint::of(&to.join(SEED))?,
+            layers,
+        })
+    }
+}

@@ -1,0 +1,162 @@
+//! A machine's state on its way out of one QEMU and into another: the guest stands still, its disk
+//! is frozen, its memory goes to a file or comes from one.
+
+use super::Vm;
+use crate::error::{Context, Error, Kind, Result};
+use crate::lab::disk::{Chain, read_header};
+use crate::lab::hypervisor::Hypervisor;
+use crate::lab::qemu;
+use crate::lab::spec::{GIB, KIB};
+use crate::wait::Poll;
+use qapi_qmp::{MigrationCapability, MigrationInfo, MigrationStatus};
+use serde_json::{Value, json};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+/// A guest is stopped when its disks are quiet.
+const STOPS: Duration = Duration::from_secs(20);
+
+/// For the state of the devices, and for each GiB of memory, which may go to a slow disk.
+const DEVICES: Duration = Duration::from_secs(20);
+const PER_GIB: Duration = Duration::from_secs(20);
+
+/// Between two questions how far it is: short beside a restore of a second.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Threads that move memory: one each processor. Two needed 0.7 to 0.9 s for 1.2 GiB from the page
+/// cache on two loaded cores, where one, or none beside QEMU's own, needed 0.8 to 7 s.
+const CHANNELS: std::ops::RangeInclusive<usize> = 2..=8;
+
+/// Bytes a second: no limit. QEMU's own is 128 MiB/s, made for networks.
+const UNLIMITED: u64 = 1 << 40;
+
+impl Vm {
+    /// Stops the guest between two instructions. Its memory and disks stand still when this is
+    /// done; [`Vm::run`] lets it go on.
+    pub async fn pause(&self) -> Result<()> {
+        let stopped = self.qmp.call_within(&qapi_qmp::stop {}, STOPS).await;
+        stopped.map(drop).map_err(|e| self.explain(e))
+    }
+
+    /// Freezes the first disk of a paused machine: what was the top of `chain` is not written any
+    /// more, and a new layer lies on it. Returns the chain as it is then.
+    pub async fn freeze_disk(&self, hypervisor: &Hypervisor, chain: &Chain) -> Result<Chain> {
+        let grown = chain.grown();
+        let (below, above) = (chain.node(&qemu::disk_node(0)), grown.node(&qemu::disk_node(0)));
+        let size = read_header(&chain.top())?.virtual_size;
+        hypervisor.layer(chain, &grown, size).await?;
+        let options = qemu::layer(&above, &grown.top());
+        self.ask("blockdev-add", options).await?;
+        let snapshot = json!({ "node": below, "overlay": above });
+        if let Err(e) = self.ask("blockdev-snapshot", snapshot).await {
+            // So that a second try finds its name free.
+            let _ = self.ask("blockdev-del", json!({ "node-name": above })).await;
+            return Err(e);
+        }
+        Ok(grown)
+    }
+
+    /// Writes the memory of a paused machine and the state of its devices into a new file that only
+    /// we can read. Pages of zeros take no room in it.
+    pub async fn save_memory(&self, file: &Path) -> Result<()> {
+        let mut new = std::fs::OpenOptions::new();
+        new.write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(file)
+            .doing(Kind::Host, || "cannot make the file for a machine's memory".into())
+            .map_err(|e| e.at(file, None))?;
+        self.set_up_transfer().await?;
+        self.ask("migrate", json!({ "channels": channel(file) })).await?;
+        self.transferred("saving its memory").await
+    }
+
+    /// The way back, into a machine that was started to wait for it. The guest stands still
+    /// afterwards, at the instruction that it was stopped before.
+    pub async fn load_memory(&self, file: &Path) -> Result<()> {
+        self.set_up_transfer().await?;
+        // So that QEMU lives to tell what went wrong.
+        let arguments = json!({ "channels": channel(file), "exit-on-error": false });
+        self.ask("migrate-incoming", arguments).await?;
+        self.transferred("restoring its memory").await?;
+        let status =
+            self.qmp.call(&qapi_qmp::query_status {}).await.map_err(|e| self.explain(e))?;
+        if status.running {
+            return Err(self.explain(Error::internal("it was not restored standing still")));
+        }
+        Ok(())
+    }
+
+    /// Whether a guest agent has opened its port.
+    pub async fn has_agent(&self) -> Result<bool> {
+        let devices = self.qmp.call(&qapi_qmp::query_chardev {}).await;
+        let devices = devices.map_err(|e| self.explain(e))?;
+        Ok(devices.iter().any(|d| d.label == qemu::AGENT && d.frontend_open))
+    }
+
+    /// The memory that the machine takes of the host now, in bytes.
+    pub fn resident(&self) -> Result<u64> {
+        let file = format!("/proc/{}/status", self.pid());
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+        let untold = || {
+            Error::lab(format!("cannot read how much memory {} takes", self.name)).at(&file, None)
+        };
+        Ok(kib.ok_or_else(untold)? * KIB)
+    }
+
+    async fn set_up_transfer(&self) -> Result<()> {
+        let on =
+            |capability: MigrationCapability| json!({ "capability": capability, "state": true });
+        let capabilities = [on(MigrationCapability::mapped_ram), on(MigrationCapability::multifd)];
+        self.ask("migrate-set-capabilities", json!({ "capabilities": capabilities })).await?;
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        let channels = processors.clamp(*CHANNELS.start(), *CHANNELS.end());
+        let parameters = json!({ "max-bandwidth": UNLIMITED, "multifd-channels": channels });
+        self.ask("migrate-set-parameters", parameters).await.map(drop)
+    }
+
+    /// Waits for the end of a transfer.
+    async fn transferred(&self, doing: &str) -> Result<()> {
+        let look = || async {
+            match self.qmp.call(&qapi_qmp::query_migrate {}).await {
+                Ok(info) => self.judge(doing, &info),
+                Err(e) => Poll::Failed(e),
+            }
+        };
+        let what = format!("{}: {doing}", self.name);
+        let nominal = DEVICES + PER_GIB.mul_f64(self.memory as f64 / GIB as f64);
+        let waited = self.patience.until(&what, nominal, LOOK, &self.death(), look).await;
+        waited.map_err(|e| e.evidence(self.evidence()))
+    }
+
+    fn judge(&self, doing: &str, info: &MigrationInfo) -> Poll<()> {
+        match info.status {
+            Some(MigrationStatus::completed) => Poll::Ready(()),
+            Some(MigrationStatus::failed | MigrationStatus::cancelled) => {
+                let why = info.error_desc.as_deref().unwrap_or("QEMU does not say why");
+                Poll::Failed(Error::lab(format!("{}: {doing} failed: {why}", self.name)))
+            }
+            status => {
+                if let Some(ram) = &info.ram {
+                    let (done, total) = (ram.total - ram.remaining, ram.total);
+                    self.patience.events.node(&self.name, doing, done.max(0) as u64, total as u64);
+                }
+                Poll::NotYet(format!("{status:?}"))
+            }
+        }
+    }
+
+    async fn ask(&self, command: &str, arguments: Value) -> Result<Value> {
+        let answer = self.qmp.call_raw(command, arguments, STOPS).await;
+        answer.map_err(|e| self.explain(e))
+    }
+}
+
+/// As an object: in a URI a comma in the path would begin an option.
+fn channel(file: &Path) -> Value {
+    let address = json!({ "transport": "file", "filename": file, "offset": 0 });
+    json!([{ "channel-type": "main", "addr": address }])
+}

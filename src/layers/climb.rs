@@ -1,0 +1,248 @@
+//! From the deepest layer that serves to the last stage, keeping layers on the way.
+
+use super::budget::{self, Space, Wanted};
+use super::rungs::Rung;
+use super::store::{Held, Layer, Layers, Made};
+use super::why::{Standing, standing};
+use crate::engine::plan::Stage;
+use crate::error::{Error, Kind, Result};
+use crate::event::Events;
+use crate::lab::spec::Bytes;
+use std::path::{Path, PathBuf};
+
+/// What a run does with its lab. The stages are those of the rungs.
+pub trait Site: Send {
+    type Lab: Send;
+
+    /// From nothing to the first stage.
+    fn boot(&mut self) -> impl Future<Output = Result<Self::Lab>> + Send;
+
+    /// A lab as it stood. An error of the kind [`Kind::Host`] or [`Kind::Interrupted`] says nothing
+    /// against the checkpoint; every other does.
+    fn restore(&mut self, checkpoint: &Path) -> impl Future<Output = Result<Self::Lab>> + Send;
+
+    /// From a stage to a later one, all between them included.
+    fn advance(
+        &mut self,
+        lab: &mut Self::Lab,
+        done: Stage,
+        until: Stage,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Keeps the lab as it stands as a folder that is not there yet; the lab goes on.
+    fn checkpoint(
+        &mut self,
+        lab: &mut Self::Lab,
+        into: &Path,
+    ) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// A run's use of layers.
+#[derive(Debug)]
+pub struct Climb<'a> {
+    /// None neither uses layers nor makes any.
+    pub layers: Option<&'a Layers>,
+    /// From the first stage, which is reached by booting, to the last.
+    pub rungs: &'a [Rung],
+    pub lab: &'a str,
+    /// Bytes, of all machines together: what a layer takes of which nothing is known.
+    pub memory: u64,
+    pub space: Space,
+    pub events: &'a Events,
+}
+
+/// A lab at the last stage, and how it came there.
+#[derive(Debug)]
+pub struct Way<L> {
+    pub lab: L,
+    /// The stage of the layer that it began from, and that layer, which must stay as long as the
+    /// lab runs.
+    pub from: Option<(Stage, Held)>,
+}
+
+impl<L> Way<L> {
+    /// To be told with an error that came after a restore: a layer must hide nothing.
+    pub fn explain(&self, error: Error) -> Error {
+        let Some((stage, held)) = &self.from else { return error };
+        error.evidence([format!(
+            "this run began from the layer {stage} ({}): --cold tells whether it fails without",
+            held.key
+        )])
+    }
+}
+
+impl Climb<'_> {
+    pub async fn climb<S: Site>(&self, site: &mut S) -> Result<Way<S::Lab>> {
+        let before = self.layers.map(Layers::all).transpose()?.unwrap_or_default();
+        let (lab, at, held) = self.start(site, &before).await?;
+        let from = held.map(|held| (self.rungs[at].stage, held));
+        let mut way = Way { lab, from };
+        match self.rest(site, &mut way.lab, at).await {
+            Ok(()) => Ok(way),
+            Err(e) => Err(way.explain(e)),
+        }
+    }
+
+    /// The lab at the rung that it begins from.
+    async fn start<S: Site>(
+        &self,
+        site: &mut S,
+        before: &[Layer],
+    ) -> Result<(S::Lab, usize, Option<Held>)> {
+        let mut broken: Option<Stage> = None;
+        for (at, rung) in self.rungs.iter().enumerate().rev() {
+            let Some(layers) = self.layers else { break };
+            let Some(held) = layers.find(&rung.key)? else { continue };
+            let why = match self.why_not(at + 1, before) {
+                Some(why) => format!("; not deeper: {why}"),
+                None => String::new(),
+            };
+            let told = format!("restoring the layer {} ({}){why}", rung.stage, rung.key);
+            self.events.info(told);
+            let e = match site.restore(&held.checkpoint()).await {
+                Ok(lab) => return Ok((lab, at, Some(held))),
+                Err(e) if matches!(e.kind(), Kind::Host | Kind::Interrupted) => return Err(e),
+                Err(e) => e,
+            };
+            let what = format!("the layer {} ({}) did not restore", rung.stage, rung.key);
+            if let Some(first) = broken {
+                // One damaged file is bad luck; two are a defect, which a third try would hide.
+                return Err(e.while_doing(format!("{what}, after that of {first}")).hint(
+                    "`--cold` runs without layers, `stackproof cache gc --all` removes them",
+                ));
+            }
+            broken = Some(rung.stage);
+            let aside = layers.put_aside(held, &e.to_string())?;
+            let aside =
+                aside.map_or(String::new(), |p| format!("; it was moved to {}", p.display()));
+            self.events.warning(format!("{what}: {e}{aside}"));
+        }
+        match (self.layers, self.why_not(0, before)) {
+            (None, _) => self.events.info("booting: layers are not used"),
+            (Some(_), why) => {
+                self.events.info(format!("booting: no layer serves ({})", why.unwrap_or_default()));
+            }
+        }
+        Ok((site.boot().await?, 0, None))
+    }
+
+    /// Why the run begins from no layer of the rung `from` or of a deeper one.
+    fn why_not(&self, from: usize, before: &[Layer]) -> Option<String> {
+        let deeper = self.rungs[from..].iter().filter(|r| !r.passed_over);
+        let standings: Vec<(&Rung, Standing)> =
+            deeper.map(|r| (r, standing(r, self.lab, before))).collect();
+        // The shallowest that changed is the one that all deeper ones fail by.
+        let changed = standings.iter().find(|(_, s)| matches!(s, Standing::Changed(_)));
+        let (rung, standing) = changed.or(standings.first())?;
+        Some(format!("{}: {}", rung.stage, standing.text()))
+    }
+
+    /// From the rung `at` to the last, stopping where a layer is kept.
+    async fn rest<S: Site>(&self, site: &mut S, lab: &mut S::Lab, at: usize) -> Result<()> {
+        let last = self.rungs.len() - 1;
+        let keep = self.choose(at)?;
+        let mut done = at;
+        for (i, rung) in self.rungs.iter().enumerate().skip(at) {
+            let kept = keep.iter().any(|k| k.key == rung.key);
+            if !(kept || i == last) {
+                continue;
+            }
+            if i > done {
+                site.advance(lab, self.rungs[done].stage, rung.stage).await?;
+                done = i;
+            }
+            if kept {
+                self.keep(site, lab, rung, i == last, &keep).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The layers to be made from the rung `at` on.
+    fn choose(&self, at: usize) -> Result<Vec<&Rung>> {
+        let Some(layers) = self.layers else { return Ok(Vec::new()) };
+        let there = layers.all()?;
+        let wanted: Vec<Wanted> = self.rungs[at..]
+            .iter()
+            .filter(|r| !r.passed_over && !there.iter().any(|l| l.key == r.key))
+            .map(|rung| Wanted {
+                rung,
+                bytes: budget::estimate(&there, self.lab, rung.stage.name, self.memory),
+            })
+            .collect();
+        let names =
+            |rungs: Vec<&Rung>| rungs.iter().map(|r| r.stage.name).collect::<Vec<_>>().join(", ");
+        let limit = self.limit(layers, &there)?;
+        let all: Vec<&Rung> = wanted.iter().map(|w| w.rung).collect();
+        let chosen = budget::choose(&there, wanted, limit);
+        let not: Vec<&Rung> =
+            all.into_iter().filter(|r| !chosen.iter().any(|c| c.key == r.key)).collect();
+        if !not.is_empty() {
+            self.events.warning(format!(
+                "no room for the layers {}: layers may take {} (--layers-max says otherwise)",
+                names(not),
+                Bytes(limit)
+            ));
+        }
+        Ok(chosen)
+    }
+
+    fn limit(&self, layers: &Layers, there: &[Layer]) -> Result<u64> {
+        let taken = super::usage::Usage::together(there.iter().map(|l| &l.usage)).bytes();
+        Ok(self.space.limit(taken, layers.free()?))
+    }
+
+    /// Makes one layer, after what must go for it is gone. Without room the run goes on without.
+    async fn keep<S: Site>(
+        &self,
+        site: &mut S,
+        lab: &mut S::Lab,
+        rung: &Rung,
+        last: bool,
+        own: &[&Rung],
+    ) -> Result<()> {
+        let Some(layers) = self.layers else { return Ok(()) };
+        let there = layers.all()?;
+        let bytes = budget::estimate(&there, self.lab, rung.stage.name, self.memory);
+        let own: Vec<_> = own.iter().map(|r| r.key.clone()).collect();
+        let skip = |why: String| {
+            self.events.warning(format!("the layer {} is not kept: {why}", rung.stage));
+            Ok(())
+        };
+        let limit = self.limit(layers, &there)?;
+        let Some(gone) = budget::evict(&there, &own, last, bytes, limit) else {
+            return skip(format!("{} are needed, layers may take {}", Bytes(bytes), Bytes(limit)));
+        };
+        for key in gone {
+            if layers.remove(&key)? {
+                self.events.detail(format!("removed the layer {key} for that of {}", rung.stage));
+            }
+        }
+        // Some files may be held elsewhere still, and others write too.
+        let free = layers.free()?;
+        let stays = self.space.keep_free;
+        if free < bytes.saturating_add(stays) {
+            return skip(format!(
+                "{} are needed and {} must stay free, of {}",
+                Bytes(bytes),
+                Bytes(stays),
+                Bytes(free)
+            ));
+        }
+        let checkpoint = move |into: PathBuf| async move { site.checkpoint(lab, &into).await };
+        let made = self
+            .events
+            .phase(&format!("layer {}", rung.stage), layers.make(rung, self.lab, last, checkpoint))
+            .await
+            .map_err(|e| e.while_doing(format!("keeping the layer {}", rung.stage)))?;
+        self.events.info(match made {
+            Made::New => format!("kept the layer {} ({})", rung.stage, rung.key),
+            Made::There => format!("the layer {} is there already", rung.stage),
+            Made::Elsewhere => format!("another run is making the layer {}", rung.stage),
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

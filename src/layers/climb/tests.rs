@@ -1,0 +1,265 @@
+use super::*;
+use crate::event::Event;
+use crate::layers::inputs::{Inputs, Key};
+use std::fs;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// A lab is the list of what was done to it; its checkpoint is that list in a file.
+#[derive(Default)]
+struct Fake {
+    /// What was asked of the site, in order.
+    did: Vec<String>,
+    fails: Option<(&'static str, Kind)>,
+}
+
+impl Fake {
+    fn act(&mut self, what: String) -> Result<()> {
+        let fails = self.fails.filter(|(on, _)| what.starts_with(on));
+        self.did.push(what);
+        fails.map_or(Ok(()), |(on, kind)| Err(Error::new(kind, format!("{on} failed"))))
+    }
+}
+
+impl Site for Fake {
+    type Lab = Vec<String>;
+
+    async fn boot(&mut self) -> Result<Vec<String>> {
+        self.act("boot".into())?;
+        Ok(vec!["booted".into()])
+    }
+    async fn restore(&mut self, checkpoint: &Path) -> Result<Vec<String>> {
+        let text = fs::read_to_string(checkpoint.join("lab")).unwrap();
+        let lab: Vec<String> = text.lines().map(str::to_owned).collect();
+        self.act(format!("restore {}", lab.last().unwrap()))?;
+        Ok(lab)
+    }
+    async fn advance(&mut self, lab: &mut Vec<String>, done: Stage, until: Stage) -> Result<()> {
+        self.act(format!("{done} to {until}"))?;
+        lab.push(until.name.into());
+        Ok(())
+    }
+    async fn checkpoint(&mut self, lab: &mut Vec<String>, into: &Path) -> Result<()> {
+        self.act(format!("keep {}", lab.last().unwrap()))?;
+        fs::create_dir(into).unwrap();
+        fs::write(into.join("lab"), lab.join("\n")).unwrap();
+        Ok(())
+    }
+}
+
+const NAMES: [&str; 5] = ["booted", "keystone", "nova", "neutron", "ready"];
+
+/// The rungs of a cloud in which `values` are the inputs of the stages; `neutron` is passed over.
+fn rungs(values: [u32; 4]) -> Vec<Rung> {
+    let mut all = Inputs::default();
+    let mut before: Option<Key> = None;
+    let mut rungs = Vec::new();
+    for (rank, name) in NAMES.into_iter().enumerate() {
+        let mut own = Inputs::default();
+        if let Some(value) = values.get(rank) {
+            own.set(format!("{name}: conf"), value.to_string());
+        }
+        let key = own.key(name, before.as_ref());
+        all.extend(own);
+        before = Some(key.clone());
+        let (stage, passed_over) = (Stage { rank, name }, name == "neutron");
+        rungs.push(Rung { stage, key, inputs: all.clone(), passed_over });
+    }
+    rungs
+}
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    layers: Layers,
+    events: Events,
+    told: UnboundedReceiver<crate::event::Stamped>,
+    max: Option<u64>,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = Layers::open(dir.path()).unwrap();
+        let (events, told) = Events::channel();
+        Bench { _dir: dir, layers, events, told, max: None }
+    }
+    fn climb<'a>(&'a self, rungs: &'a [Rung], layers: bool) -> Climb<'a> {
+        Climb {
+            layers: layers.then_some(&self.layers),
+            rungs,
+            lab: "l",
+            memory: 1 << 20,
+            // How full this host's disk is must not matter.
+            space: Space { max: Some(self.max.unwrap_or(1 << 30)), keep_free: 0 },
+            events: &self.events,
+        }
+    }
+    async fn go(&self, values: [u32; 4]) -> (Vec<String>, Result<Way<Vec<String>>>) {
+        self.go_with(values, None).await
+    }
+    async fn go_with(
+        &self,
+        values: [u32; 4],
+        fails: Option<(&'static str, Kind)>,
+    ) -> (Vec<String>, Result<Way<Vec<String>>>) {
+        let (rungs, mut site) = (rungs(values), Fake { fails, ..Fake::default() });
+        let out = self.climb(&rungs, true).climb(&mut site).await;
+        (site.did, out)
+    }
+    fn said(&mut self) -> String {
+        let mut all = String::new();
+        while let Ok(stamped) = self.told.try_recv() {
+            if let Event::Note { level, text } = stamped.event {
+                all += &format!("{level:?}: {text}\n");
+            }
+        }
+        all
+    }
+}
+
+#[tokio::test]
+async fn the_first_run_boots_and_keeps_and_the_second_begins_from_the_last_layer() {
+    let mut bench = Bench::new();
+    let (did, way) = bench.go([1, 1, 1, 1]).await;
+    assert!(way.unwrap().from.is_none());
+    assert_eq!(
+        did,
+        [
+            "boot",
+            "keep booted",
+            "booted to keystone",
+            "keep keystone",
+            "keystone to nova",
+            "keep nova",
+            // Nothing is kept between: one advance.
+            "nova to ready",
+            "keep ready",
+        ]
+    );
+    assert!(bench.said().contains("booting: no layer serves (booted: there is no layer of it)"));
+    let (did, way) = bench.go([1, 1, 1, 1]).await;
+    assert_eq!(did, ["restore ready"]);
+    let way = way.unwrap();
+    assert_eq!(way.from.as_ref().unwrap().0.name, "ready");
+    assert_eq!(way.lab, ["booted", "keystone", "nova", "ready"]);
+    assert!(!bench.said().contains("not deeper"));
+}
+
+#[tokio::test]
+async fn one_changed_stage_begins_from_the_last_layer_before_it_and_says_what_changed() {
+    let mut bench = Bench::new();
+    bench.go([1, 1, 1, 1]).await.1.unwrap();
+    bench.said();
+    let (did, _) = bench.go([1, 1, 2, 1]).await;
+    assert_eq!(
+        did,
+        ["restore keystone", "keystone to nova", "keep nova", "nova to ready", "keep ready"]
+    );
+    let said = bench.said();
+    assert!(said.contains("restoring the layer keystone"), "{said}");
+    assert!(said.contains("not deeper: nova: nova: conf: 1 -> 2"), "{said}");
+    // And back again: the layers of before are still there.
+    assert_eq!(bench.go([1, 1, 1, 1]).await.0, ["restore ready"]);
+}
+
+#[tokio::test]
+async fn cold_neither_uses_layers_nor_makes_any() {
+    let mut bench = Bench::new();
+    bench.go([1, 1, 1, 1]).await.1.unwrap();
+    bench.said();
+    let (rungs, mut site) = (rungs([1, 1, 1, 1]), Fake::default());
+    bench.climb(&rungs, false).climb(&mut site).await.unwrap();
+    assert_eq!(site.did, ["boot", "booted to ready"]);
+    assert!(bench.said().contains("layers are not used"));
+    assert_eq!(bench.layers.all().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_broken_layer_is_told_and_put_aside_and_the_next_one_is_tried() {
+    let mut bench = Bench::new();
+    bench.go([1, 1, 1, 1]).await.1.unwrap();
+    bench.said();
+    let (did, way) = bench.go_with([1, 1, 1, 1], Some(("restore ready", Kind::Lab))).await;
+    assert_eq!(did, ["restore ready", "restore nova", "nova to ready", "keep ready"]);
+    assert_eq!(way.unwrap().from.unwrap().0.name, "nova");
+    let said = bench.said();
+    assert!(said.contains("Warning: the layer ready ("), "{said}");
+    assert!(said.contains("restore ready failed; it was moved to"), "{said}");
+    assert!(bench.layers.broken_bytes() > 0);
+}
+
+#[tokio::test]
+async fn two_broken_layers_are_a_defect_and_no_third_is_touched() {
+    let bench = Bench::new();
+    bench.go([1, 1, 1, 1]).await.1.unwrap();
+    let (did, out) = bench.go_with([1, 1, 1, 1], Some(("restore", Kind::Lab))).await;
+    assert_eq!(did, ["restore ready", "restore nova"]);
+    let e = out.unwrap_err();
+    assert!(e.message().contains("the layer nova"), "{e}");
+    assert!(e.message().contains("after that of ready"), "{e}");
+    assert!(e.hint_text().unwrap().contains("--cold"), "{e:?}");
+    assert_eq!(bench.layers.all().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn what_says_nothing_against_a_layer_leaves_it_where_it_is() {
+    for kind in [Kind::Host, Kind::Interrupted] {
+        let bench = Bench::new();
+        bench.go([1, 1, 1, 1]).await.1.unwrap();
+        let (did, out) = bench.go_with([1, 1, 1, 1], Some(("restore", kind))).await;
+        assert_eq!((did.len(), out.unwrap_err().kind()), (1, kind));
+        assert_eq!(bench.layers.all().unwrap().len(), 4);
+    }
+}
+
+#[tokio::test]
+async fn a_failure_after_a_restore_names_the_layer_and_the_way_without() {
+    let bench = Bench::new();
+    bench.go([1, 1, 1, 1]).await.1.unwrap();
+    let (_, out) = bench.go_with([1, 1, 1, 2], Some(("nova to", Kind::Provision))).await;
+    let e = out.unwrap_err();
+    assert!(e.evidence_lines()[0].contains("began from the layer nova ("), "{e:?}");
+    assert!(e.evidence_lines()[0].contains("--cold"), "{e:?}");
+}
+
+#[tokio::test]
+async fn without_room_the_run_goes_on_and_says_so() {
+    let mut bench = Bench::new();
+    bench.max = Some(0);
+    let (did, way) = bench.go([1, 1, 1, 1]).await;
+    way.unwrap();
+    assert_eq!(did, ["boot", "booted to ready"]);
+    let said = bench.said();
+    assert!(
+        said.contains("Warning: no room for the layers booted, keystone, nova, ready"),
+        "{said}"
+    );
+    // With room for one the last is kept, as the one that saves most.
+    bench.max = Some(1 << 20);
+    let (did, _) = bench.go([1, 1, 1, 1]).await;
+    assert_eq!(did, ["boot", "booted to ready", "keep ready"]);
+}
+
+#[tokio::test]
+async fn layers_that_were_not_used_for_longest_go_for_new_ones() {
+    let mut bench = Bench::new();
+    bench.go([1, 1, 1, 1]).await.1.unwrap();
+    let taken = |bench: &Bench| {
+        let all = bench.layers.all().unwrap();
+        super::super::usage::Usage::together(all.iter().map(|l| &l.usage)).bytes()
+    };
+    // Room for what is there and half a layer more.
+    bench.max = Some(taken(&bench) + taken(&bench) / 8);
+    bench.go([1, 2, 1, 1]).await.1.unwrap();
+    assert!(taken(&bench) <= bench.max.unwrap());
+    assert_eq!(bench.go([1, 2, 1, 1]).await.0, ["restore ready"]);
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_fails_ends_the_run_with_its_stage() {
+    let bench = Bench::new();
+    let (_, out) = bench.go_with([1, 1, 1, 1], Some(("keep nova", Kind::Lab))).await;
+    let e = out.unwrap_err();
+    assert!(e.message().starts_with("keeping the layer nova: keep nova failed"), "{e}");
+    let stages: Vec<_> = bench.layers.all().unwrap().iter().map(|l| l.about.rank).collect();
+    assert_eq!(stages.len(), 2, "what was kept before it stays: {stages:?}");
+}

@@ -1,0 +1,263 @@
+//! What the field notes say must be seen on the nodes once the roles are applied, beyond what the
+//! resources observe themselves: that a clock is in step, that a login works, that a store stores.
+
+use super::base::PROFILE_LOCALE;
+use super::foundation::{ETCD_CLIENT, MEMCACHED_CONF};
+use super::topology::{Host, Topology};
+use super::units;
+
+/// One thing that must be seen on a node.
+#[derive(Clone, Debug)]
+pub struct Fact {
+    /// `S2.5 clock on openstack1`
+    pub name: String,
+    pub node: String,
+    /// POSIX shell, run as root; changes nothing that stays.
+    pub shell: String,
+    pub judge: Judge,
+}
+
+#[derive(Clone, Debug)]
+pub enum Judge {
+    /// Every one of these lines is printed.
+    Lines(Vec<String>),
+    /// A line begins with this.
+    Begins(&'static str),
+    /// None of these lines is printed, and something is.
+    NoneOf(Vec<String>),
+    /// This line and no other.
+    Only(&'static str),
+}
+
+impl Judge {
+    /// What was seen, in short; the error says what is missing or too much.
+    pub fn judge(&self, printed: &str) -> Result<String, String> {
+        let lines: Vec<&str> = printed.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        match self {
+            Judge::Lines(wanted) => match wanted.iter().find(|w| !lines.contains(&w.as_str())) {
+                None => Ok(wanted.join("; ")),
+                Some(w) => Err(format!("expected `{w}`, seen `{}`", lines.join("; "))),
+            },
+            Judge::Begins(start) => match lines.iter().find(|l| l.starts_with(start)) {
+                Some(line) => Ok((*line).to_owned()),
+                None => Err(format!("no line begins with `{start}`: `{}`", lines.join("; "))),
+            },
+            Judge::Only(line) if lines == [*line] => Ok((*line).to_owned()),
+            Judge::Only(line) => {
+                Err(format!("expected `{line}` alone, seen `{}`", lines.join("; ")))
+            }
+            Judge::NoneOf(unwanted) => {
+                let found: Vec<&str> =
+                    lines.iter().copied().filter(|l| unwanted.iter().any(|u| u == l)).collect();
+                match (found.is_empty(), lines.len()) {
+                    (true, 0) => Err("nothing was printed".into()),
+                    (true, seen) => Ok(format!("none of {} among {seen}", unwanted.len())),
+                    (false, _) => Err(format!("found {}", found.join(", "))),
+                }
+            }
+        }
+    }
+}
+
+/// A change by hand that the next run must find and mend, and nothing else.
+#[derive(Clone, Debug)]
+pub struct ByHand {
+    pub node: String,
+    pub shell: String,
+    /// The resources that mend it.
+    pub mended_by: Vec<String>,
+    /// The unit that is restarted for it.
+    pub restarts: Option<String>,
+}
+
+/// One line of one service's file, and one of what every node has.
+pub fn changes_by_hand(topology: &Topology) -> Vec<ByHand> {
+    let controller = topology.controller();
+    let last = topology.hosts.last().expect("checked: there are hosts");
+    vec![
+        ByHand {
+            node: controller.name.clone(),
+            shell: format!("sed -i 's/^-m 64$/-m 48/' {MEMCACHED_CONF}"),
+            mended_by: vec![format!("file {MEMCACHED_CONF}"), "unit memcached.service".into()],
+            restarts: Some("unit memcached.service".into()),
+        },
+        ByHand {
+            node: last.name.clone(),
+            shell: format!("sed -i '/[[:space:]]{}$/d' /etc/hosts", controller.name),
+            mended_by: vec!["hosts".into()],
+            restarts: None,
+        },
+    ]
+}
+
+pub fn facts(topology: &Topology) -> Vec<Fact> {
+    let mut all: Vec<Fact> = topology.hosts.iter().flat_map(|h| of_node(topology, h)).collect();
+    all.extend(of_controller(topology.controller()));
+    all
+}
+
+fn fact(name: &str, host: &Host, shell: impl Into<String>, judge: Judge) -> Fact {
+    let name = format!("{name} on {}", host.name);
+    Fact { name, node: host.name.clone(), shell: shell.into(), judge }
+}
+
+fn of_node(topology: &Topology, host: &Host) -> Vec<Fact> {
+    let user = &topology.login.user;
+    let names = topology.hosts.iter().map(|h| format!("{} {}", h.address, h.name));
+    let all_names: Vec<&str> = topology.hosts.iter().map(|h| h.name.as_str()).collect();
+    let others: Vec<&str> = all_names.iter().copied().filter(|n| *n != host.name).collect();
+    let mut facts = vec![
+        fact(
+            "S1.1 names",
+            host,
+            format!("hostname; getent hosts {} | tr -s ' '", all_names.join(" ")),
+            Judge::Lines(names.chain([host.name.clone()]).collect()),
+        ),
+        fact(
+            "S1.6 locale",
+            host,
+            format!("runuser -l {user} -c 'echo $LANG $LC_ALL; locale charmap' 2>&1"),
+            Judge::Lines(vec![format!("{PROFILE_LOCALE} {PROFILE_LOCALE}"), "UTF-8".into()]),
+        ),
+        fact(
+            "S1.8 sshd",
+            host,
+            "sshd -T",
+            Judge::Lines(
+                [
+                    "permitrootlogin no",
+                    "authorizedkeysfile .ssh/authorized_keys",
+                    "permitemptypasswords no",
+                    "passwordauthentication yes",
+                    "gssapiauthentication no",
+                    "gssapicleanupcredentials no",
+                    "usedns no",
+                ]
+                .map(str::to_owned)
+                .into(),
+            ),
+        ),
+        fact("S2.5 clock", host, "chronyc -n sources", Judge::Begins("^*")),
+        fact(
+            "only its own services",
+            host,
+            "systemctl list-units --state=active,activating --no-legend --plain | cut -d' ' -f1",
+            Judge::NoneOf(units::not_owned_by(&host.roles).into_iter().map(Into::into).collect()),
+        ),
+        fact(
+            "no failed unit",
+            host,
+            "systemctl list-units --state=failed --no-legend --plain | cut -d' ' -f1; \
+             systemctl is-system-running --wait",
+            Judge::Only("running"),
+        ),
+    ];
+    if !others.is_empty() {
+        facts.push(fact(
+            "S1.9 key login to the other nodes",
+            host,
+            format!(
+                "runuser -l {user} -c 'for n in {}; do ssh -o BatchMode=yes \
+                 -o StrictHostKeyChecking=yes -o ConnectTimeout=60 $n hostname </dev/null; done' \
+                 2>&1",
+                others.join(" ")
+            ),
+            Judge::Lines(others.iter().map(|n| (*n).to_owned()).collect()),
+        ));
+    }
+    facts
+}
+
+fn of_controller(host: &Host) -> Vec<Fact> {
+    let address = host.address;
+    let mariadb = "mariadb -N -B -e \"SELECT 'bind_address', @@bind_address UNION ALL \
+        SELECT 'default_storage_engine', @@default_storage_engine UNION ALL \
+        SELECT 'innodb_file_per_table', @@innodb_file_per_table UNION ALL \
+        SELECT 'max_connections', @@max_connections UNION ALL \
+        SELECT 'character_set_server', @@character_set_server\" | tr '\\t' ' '";
+    let store = format!(
+        "bash -c 'exec 3<>/dev/tcp/{address}/11211; \
+         printf \"set stackproof 0 60 6\\r\\nstored\\r\\nget stackproof\\r\\ndelete stackproof\\r\\nquit\\r\\n\" >&3; \
+         cat <&3' | tr -d '\\r'"
+    );
+    vec![
+        fact(
+            "S2.2 etcd",
+            host,
+            format!(
+                "curl -sS -m 60 http://{address}:{ETCD_CLIENT}/health | grep -o '\"health\":\"[a-z]*\"'"
+            ),
+            Judge::Lines(vec!["\"health\":\"true\"".into()]),
+        ),
+        fact(
+            "S2.3 memcached",
+            host,
+            store,
+            Judge::Lines(
+                ["STORED", "VALUE stackproof 0 6", "stored", "DELETED"].map(Into::into).into(),
+            ),
+        ),
+        fact(
+            "S2.6 MariaDB",
+            host,
+            mariadb,
+            Judge::Lines(vec![
+                format!("bind_address {address}"),
+                "default_storage_engine InnoDB".into(),
+                "innodb_file_per_table 1".into(),
+                "max_connections 4096".into(),
+                "character_set_server utf8mb3".into(),
+            ]),
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roles::topology::Role;
+    use crate::roles::topology::tests::two_nodes;
+
+    #[test]
+    fn a_fact_is_only_seen_where_it_is_printed() {
+        let lines = Judge::Lines(vec!["a b".into(), "c".into()]);
+        assert!(lines.judge(" a b \nx\nc\n").is_ok());
+        assert!(lines.judge("a b\n").unwrap_err().contains("`c`"));
+        let begins = Judge::Begins("^*");
+        assert!(begins.judge("^? 192.0.2.1 0\n").is_err());
+        assert_eq!(begins.judge("MS Name\n^* 192.0.2.1 2\n").unwrap(), "^* 192.0.2.1 2");
+        let none = Judge::NoneOf(vec!["keystone.service".into()]);
+        assert!(none.judge("ssh.service\n").is_ok());
+        assert!(none.judge("ssh.service\nkeystone.service\n").is_err());
+        assert!(none.judge("").is_err(), "silence proves nothing");
+        assert!(Judge::Only("running").judge("running\n").is_ok());
+        assert!(Judge::Only("running").judge("x.service\nrunning\n").is_err());
+        assert!(Judge::Only("running").judge("").is_err());
+    }
+
+    #[test]
+    fn every_node_is_asked_for_its_clock_and_the_controller_for_its_stores() {
+        let facts = facts(&two_nodes());
+        let has = |name: &str| facts.iter().any(|f| f.name == name);
+        for name in
+            ["S2.5 clock on openstack1", "S2.5 clock on openstack2", "S2.6 MariaDB on openstack1"]
+        {
+            assert!(has(name), "{name}");
+        }
+        assert!(!has("S2.6 MariaDB on openstack2"));
+        let login = facts.iter().find(|f| f.name.ends_with("nodes on openstack1")).unwrap();
+        assert!(login.shell.contains("for n in openstack2;"), "{}", login.shell);
+    }
+
+    #[test]
+    fn a_controller_that_runs_on_a_compute_node_is_found() {
+        let topology = two_nodes();
+        let compute = topology.hosts.iter().find(|h| !h.has(Role::Controller)).unwrap();
+        let own = facts(&topology);
+        let own =
+            own.iter().find(|f| f.name == format!("only its own services on {}", compute.name));
+        let judge = &own.unwrap().judge;
+        assert!(judge.judge("ssh.service\nnova-compute.service\n").is_ok());
+        assert!(judge.judge("ssh.service\nmariadb.service\n").is_err());
+    }
+}

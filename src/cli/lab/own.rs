@@ -179,7 +179,7 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         keep: false,
     };
     let spec = LabSpec { name: place.name().to_owned(), ..spec };
-    let cluster = work.events.phase("boot", e2e::boot(work, &spec, boot)).await?;
+    let cluster = work.events.phase("boot", e2e::boot(work, &spec, &boot)).await?;
     let mut cloud = None;
     if up.provision {
         owner.doing("provisioning");

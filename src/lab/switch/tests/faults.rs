@@ -307,6 +307,42 @@ async fn a_partition_separates_its_groups_and_a_heal_joins_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn every_frame_comes_or_is_in_a_counter_whatever_the_faults() {
+    const FRAMES: u64 = 500;
+    /// What goes on of `frames` that met a fault.
+    fn left(frames: u64, c: FaultCounters) -> u64 {
+        assert_eq!(c.met, frames);
+        frames - c.lost + c.duplicated - c.over_rate - c.overflowed
+    }
+    let texts = [
+        "loss=10% duplicate=20%",
+        "latency=3ms jitter=2ms reorder=30% loss=5%",
+        "rate=1mbit duplicate=50% reorder=10%",
+        "rate=64kbit latency=1s jitter=1s",
+    ];
+    for (seed, (one, other)) in (0..).zip(texts.iter().flat_map(|a| texts.map(|b| (a, b)))) {
+        let net = Switch::seeded(seed).network("n");
+        let (a, mut b) = (net.station("a"), net.station("b"));
+        net.set_fault("a", Direction::From, fault(one)).unwrap();
+        net.set_fault("b", Direction::To, fault(other)).unwrap();
+        for n in 0..FRAMES as u32 {
+            a.to_switch.send(numbered(BROADCAST, A, n, 1000)).await.unwrap();
+            if n % 50 == 0 {
+                tokio::time::advance(Duration::from_millis(1)).await;
+            }
+        }
+        let came = drained(&mut b, A).await.len() as u64;
+        let (from, to) = (a.port.counters(), b.port.counters());
+        assert_eq!(
+            left(left(FRAMES, from.from), to.to),
+            came,
+            "{one} and {other}: {from:?} {to:?}"
+        );
+        assert_eq!((from.dropped, to.dropped, to.tx_frames), (0, 0, came));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cut_link_loses_what_a_lane_lets_out() {
     let net = Switch::new().network("n");
     let (a, mut b) = (net.station("a"), net.station("b"));

@@ -7,6 +7,7 @@
 
 mod bench;
 mod micro;
+mod node;
 mod registry;
 
 use libtest_mimic::{Arguments, Trial};

@@ -40,7 +40,7 @@ impl Test {
 
 /// The list. A test is a function in a file of its room beside this one.
 pub fn all() -> Vec<Test> {
-    crate::micro::all()
+    [crate::micro::all(), crate::node::all()].concat()
 }
 
 /// What this host has.
@@ -100,7 +100,7 @@ pub fn probe_guest() -> Option<Built> {
 }
 
 /// The disk of a built recipe.
-fn built(name: &str) -> Option<PathBuf> {
+pub fn built(name: &str) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = Manifest::load(&root.join(format!("images/{name}.toml"))).ok()?;
     presence(&manifest, &store()?).disk()

@@ -41,6 +41,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Agent<S> {
     pub async fn over(stream: S) -> Result<Agent<S>> {
         let mut agent = Agent(BufReader::new(stream));
         let id = std::process::id();
+        // Only here: the agent complains of this byte too, before it answers.
+        let sent = agent.0.get_mut().write_all(&[SENTINEL]).await;
+        sent.doing(Kind::Lab, || "cannot speak to the guest agent".into())?;
         agent.say("guest-sync-delimited", json!({ "id": id })).await?;
         loop {
             agent.skip_to_sentinel().await?;
@@ -83,10 +86,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Agent<S> {
     }
 
     async fn say(&mut self, name: &str, arguments: Value) -> Result<()> {
-        let mut line = vec![SENTINEL];
-        line.extend(json!({ "execute": name, "arguments": arguments }).to_string().bytes());
-        line.push(b'\n');
-        let said = self.0.get_mut().write_all(&line).await;
+        let line = format!("{}\n", json!({ "execute": name, "arguments": arguments }));
+        let said = self.0.get_mut().write_all(line.as_bytes()).await;
         said.doing(Kind::Lab, || format!("cannot ask the guest agent for `{name}`"))
     }
 
@@ -136,7 +137,14 @@ mod tests {
         stream.get_mut().write_all(b"\"half\": 1}\n").await.unwrap();
         let mut line = Vec::new();
         while stream.read_until(b'\n', &mut line).await.unwrap() > 0 {
-            let text = line.strip_prefix(&[SENTINEL]).unwrap();
+            let text = match line.strip_prefix(&[SENTINEL]) {
+                Some(rest) => {
+                    let error = b"{\"error\": {\"desc\": \"JSON parse error\"}}\n";
+                    stream.get_mut().write_all(error).await.unwrap();
+                    rest
+                }
+                None => &line,
+            };
             let asked: Value = serde_json::from_slice(text).unwrap();
             let now = since_epoch().as_nanos() as i64;
             let answer = match asked["execute"].as_str().unwrap() {

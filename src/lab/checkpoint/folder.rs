@@ -223,7 +223,7 @@ mod tests {
             std::fs::write(killed.join("memory"), "half").unwrap();
         };
         leave();
-        assert_eq!(sweep(root.path()).unwrap(), [killed.clone()]);
+        assert_eq!(sweep(root.path()).unwrap(), std::slice::from_ref(&killed));
         leave();
         let foreign = root.path().join("photos.partial");
         std::fs::create_dir(&foreign).unwrap();

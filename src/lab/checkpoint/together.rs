@@ -7,21 +7,30 @@ use std::task::Poll;
 /// Runs all to their ends, failed or not, and gives their outcomes in their order. Every one has
 /// begun before any is waited for. For a handful: each wake looks at all of them.
 pub(super) async fn together<F: Future>(all: impl IntoIterator<Item = F>) -> Vec<F::Output> {
-    let mut running: Vec<(Pin<Box<F>>, Option<F::Output>)> =
-        all.into_iter().map(|f| (Box::pin(f), None)).collect();
+    let mut running: Vec<One<F>> = all.into_iter().map(|f| One::Running(Box::pin(f))).collect();
     poll_fn(|cx| {
-        for (future, out) in running.iter_mut().filter(|(_, out)| out.is_none()) {
-            if let Poll::Ready(done) = future.as_mut().poll(cx) {
-                *out = Some(done);
+        let mut pending = false;
+        for one in &mut running {
+            if let One::Running(future) = one {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(out) => *one = One::Done(out),
+                    Poll::Pending => pending = true,
+                }
             }
         }
-        match running.iter().all(|(_, out)| out.is_some()) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
+        if pending { Poll::Pending } else { Poll::Ready(()) }
     })
     .await;
-    running.into_iter().filter_map(|(_, out)| out).collect()
+    let done = running.into_iter().filter_map(|one| match one {
+        One::Done(out) => Some(out),
+        One::Running(_) => None,
+    });
+    done.collect()
+}
+
+enum One<F: Future> {
+    Running(Pin<Box<F>>),
+    Done(F::Output),
 }
 
 #[cfg(test)]
@@ -38,6 +47,6 @@ mod tests {
             if n == 1 { Err(n) } else { Ok(n) }
         };
         assert_eq!(together([one(0), one(1), one(2)]).await, [Ok(0), Err(1), Ok(2)]);
-        assert!(together([one(0); 0]).await.is_empty());
+        assert!(together(Vec::<std::future::Ready<u8>>::new()).await.is_empty());
     }
 }

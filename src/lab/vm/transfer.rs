@@ -24,8 +24,7 @@ const PER_GIB: Duration = Duration::from_secs(20);
 /// Between two questions how far it is: short beside a restore of a second.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Threads that move memory: one each processor. Two needed 0.7 to 0.9 s for 1.2 GiB from the page
-/// cache on two loaded cores, where one, or none beside QEMU's own, needed 0.8 to 7 s.
+/// Threads that move memory: one each processor. The measurements are in decision 5.
 const CHANNELS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// Bytes a second: no limit. QEMU's own is 128 MiB/s, made for networks.

@@ -13,6 +13,7 @@
 //! * [`layers`]: checkpoints of labs, kept by what made them and taken up again.
 //! * [`roles`]: what each OpenStack service needs, as data for the engine.
 //! * [`cloud`]: the OpenStack APIs and the proof, step by step.
+//! * [`supervisor`]: a running lab as a process of its own, found by name, spoken to over a socket.
 //! * [`diagnose`]: evidence gathered when something fails.
 //! * [`cli`]: the only room that prints or reads the environment.
 
@@ -29,4 +30,5 @@ pub mod layers;
 pub mod lockfile;
 pub mod roles;
 pub mod secret;
+pub mod supervisor;
 pub mod wait;

@@ -151,6 +151,57 @@ fn a_closed_standard_output_is_no_panic() {
     assert!(!err.contains("panicked"), "{err}");
 }
 
+#[test]
+fn a_verb_for_a_lab_without_one_exits_2_and_names_the_next_step() {
+    let home = Home::new();
+    for verb in [&["status"][..], &["exec", "a", "--", "true"], &["down"], &["rc"], &["ssh", "a"]] {
+        let out = home.run(&[&["lab"], verb].concat());
+        let err = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{verb:?}: {err}");
+        assert!(err.contains("no lab is running") && err.contains("stackproof lab up"), "{err}");
+        assert!(out.stdout.is_empty());
+    }
+    let out = home.run(&["lab", "--name", "warm", "status"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("there is no lab warm"), "{}", text(&out.stderr));
+    let out = home.run(&["lab", "--name", "../x", "status"]);
+    assert!(text(&out.stderr).contains("no name for a lab"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn labs_that_are_not_there_are_an_empty_list_for_a_script_too() {
+    let home = Home::new();
+    let out = home.run(&["lab", "ls", "--json"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(text(&out.stdout).trim(), "[]");
+}
+
+#[test]
+fn a_lab_that_cannot_start_says_why_before_anything_runs() {
+    let home = Home::new();
+    let out = home.run(&["lab", "up", "--lab", "no-such-lab"]);
+    let err = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{err}");
+    assert!(err.contains("no-such-lab") && err.contains("next:"), "{err}");
+    let out = home.run(&["lab", "up", "--restore", "nothing"]);
+    let err = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{err}");
+    assert!(err.contains("no checkpoint nothing") && err.contains("lab checkpoint"), "{err}");
+    let out = home.run(&["lab", "up", "--restore", "x", "--provision"]);
+    assert_eq!(out.status.code(), Some(2), "a checkpoint is provisioned already");
+    assert!(!home.path().join("cache/stackproof/runs").exists(), "nothing was made");
+}
+
+#[test]
+fn the_help_of_a_lab_teaches_how_to_leave_and_which_exit_code_counts() {
+    let home = Home::new();
+    let help = |verb: &str| text(&home.run(&["lab", verb, "--help"]).stdout);
+    assert!(help("console").contains("Ctrl-C leaves"));
+    assert!(help("exec").contains("exit code are its own"));
+    let all = text(&home.run(&["lab", "--help"]).stdout);
+    assert!(all.contains("lab exec") && !all.contains("ProxyCommand"), "{all}");
+}
+
 /// Both signals, while a server holds a download for ever.
 #[test]
 fn a_signal_in_the_middle_of_a_download_exits_130_and_says_interrupted() {

@@ -63,6 +63,8 @@ pub enum Verb {
     Cache(Cache),
     /// Measure: hashing, boot to SSH and the phases of the last e2e, beside their peers
     Bench(Bench),
+    /// A lab to live in: start one, log in, copy, forward, disturb, save and restore it
+    Lab(super::lab::args::Lab),
 }
 
 #[derive(Args, Clone, Debug)]

@@ -1,6 +1,11 @@
 //! `stackproof bench`: numbers beside their peers, as a table and as JSON.
 
+mod race;
+mod switch;
+mod vde;
+
 use super::args::Bench;
+use super::record::NotRun;
 use super::session::{Session, Work};
 use super::table::Table;
 use super::{finish, print, write};
@@ -36,6 +41,8 @@ struct Number {
 struct Results {
     machine: Machine,
     results: Vec<Number>,
+    /// Peers that are not on this machine, with what to do about it.
+    not_run: Vec<NotRun>,
 }
 
 #[derive(Debug, Serialize)]
@@ -91,10 +98,12 @@ async fn measure(work: Work, args: Bench) -> Result<Results> {
                 .doing(Kind::Internal, || "the measurement ended".into())?
         })
         .await?;
+    let (frames, not_run) = work.events.phase("switch", switch::measure(&work)).await?;
+    results.extend(frames);
     if let Some(e2e) = &e2e {
         results.extend(of_e2e(e2e));
     }
-    Ok(Results { machine: machine(accelerator), results })
+    Ok(Results { machine: machine(accelerator), results, not_run })
 }
 
 /// The last run's JSON, if there is one.
@@ -224,9 +233,15 @@ fn table(results: &Results) -> String {
         };
         table.row([&n.name, &format!("{:.1}", n.value), n.unit, &ratio, &peer]);
     }
+    let not_run = results.not_run.iter().map(|n| format!("not run: {}: {}\n", n.name, n.reason));
     format!(
-        "{table}\n{}, {} cores, {} MiB, Linux {}, {} build\n",
-        m.cpu, m.cores, m.memory_mib, m.kernel, m.build
+        "{table}{}\n{}, {} cores, {} MiB, Linux {}, {} build\n",
+        not_run.collect::<String>(),
+        m.cpu,
+        m.cores,
+        m.memory_mib,
+        m.kernel,
+        m.build
     )
 }
 

@@ -8,6 +8,7 @@ mod environment;
 mod failure;
 mod host;
 mod images;
+mod lab;
 mod record;
 mod root;
 mod session;
@@ -71,6 +72,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Host(verb) => host::run(session, verb).await,
         Verb::Cache(verb) => cache::run(session, verb).await,
         Verb::Bench(args) => bench::run(session, args).await,
+        Verb::Lab(args) => lab::run(session, args).await,
     }
 }
 
@@ -84,6 +86,14 @@ fn sweep(session: &Session) {
             }
         }
         Err(e) => session.events.warning(format!("runs could not be swept: {e}")),
+    }
+    match crate::supervisor::place::sweep(&runs) {
+        Ok(swept) => {
+            for name in swept {
+                session.events.info(format!("lab {name} was left by a killed owner: cleaned up"));
+            }
+        }
+        Err(e) => session.events.warning(format!("labs could not be swept: {e}")),
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Lines kept in memory; the file has them all.
 const KEPT: usize = 1000;
@@ -40,6 +40,15 @@ pub struct Console(Arc<Shared>);
 struct Shared {
     path: PathBuf,
     state: Mutex<State>,
+    end: watch::Sender<End>,
+}
+
+/// How far the capture is.
+#[derive(Debug, Default)]
+struct End {
+    /// The number that the next line gets.
+    next: u64,
+    ended: bool,
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +99,8 @@ impl Console {
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(
             |e| Error::host("cannot write the console's file").at(path, None).because(e),
         )?;
-        let console = Console(Arc::new(Shared { path: path.to_owned(), state: Mutex::default() }));
+        let (path, end) = (path.to_owned(), watch::Sender::default());
+        let console = Console(Arc::new(Shared { path, state: Mutex::default(), end }));
         let shared = Arc::clone(&console.0);
         let on_trouble: Box<dyn FnOnce(String) + Send> = Box::new(on_trouble);
         let capture = Capture {
@@ -123,6 +133,16 @@ impl Console {
             out.push(state.partial.clone());
         }
         out
+    }
+
+    /// The lines from number `from` on that are still in memory, once there is one; with none, the
+    /// capture has ended. Cancel-safe; callers may be many.
+    pub async fn lines_from(&self, from: u64) -> Vec<Line> {
+        let mut end = self.0.end.subscribe();
+        // An error is the end of the capture: what is there is the last.
+        let _ = end.wait_for(|end| end.ended || end.next > from).await;
+        let state = self.0.state();
+        state.lines.iter().filter(|l| l.number >= from).cloned().collect()
     }
 
     /// Why the guest is lost, if its console says so.
@@ -228,6 +248,7 @@ impl Capture {
         self.end_line();
         // Nobody will be told anything any more.
         self.shared.state().waiters.clear();
+        self.shared.end.send_modify(|end| end.ended = true);
     }
 
     fn end_line(&mut self) {
@@ -252,7 +273,9 @@ impl Capture {
         {
             state.trouble = Some(news.clone());
         }
+        let next = state.next;
         drop(state);
+        self.shared.end.send_modify(|end| end.next = next);
         // A full disk must not end the capture: the lines in memory still explain the failure.
         let _ = writeln!(self.file, "{line}");
         if let Some(news) = news

@@ -172,6 +172,11 @@ impl Machine {
     }
 }
 
+/// What TCG emulates at a loss is hidden from guests: with AVX2 and `rep movsb` advertised, glibc and
+/// the kernel prefer them, and a page walk of five levels is longer than one of four. Measured on
+/// importing nova and neutron: 5.9 s instead of 7.5 s.
+const TCG_CPU: &str = "max,la57=off,avx=off,avx2=off,erms=off,fsrm=off";
+
 /// Accelerator, machine and CPU: the probe of the accelerator uses the same as the guests do.
 pub fn base(accel: Accel) -> [(&'static str, &'static str); 3] {
     match accel {
@@ -182,7 +187,7 @@ pub fn base(accel: Accel) -> [(&'static str, &'static str); 3] {
         ],
         Accel::Tcg => [
             ("-accel", "tcg,thread=multi"),
-            ("-cpu", "max"),
+            ("-cpu", TCG_CPU),
             ("-machine", "q35,memory-backend=ram,vmport=off,smm=off,sata=off,smbus=off"),
         ],
     }

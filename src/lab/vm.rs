@@ -284,6 +284,17 @@ impl Vm {
         })?;
         Ok(lock(&nic.plug))
     }
+
+    /// Stops the guest in the middle of whatever it does, as a host does that is out of breath:
+    /// its memory and its connections stay. Its clock stands still with it.
+    pub async fn freeze(&self) -> Result<()> {
+        self.qmp.call(&qapi_qmp::stop {}).await.map(drop).map_err(|e| self.explain(e))
+    }
+
+    /// Lets a frozen guest go on.
+    pub async fn thaw(&self) -> Result<()> {
+        self.run().await
+    }
 }
 
 impl Drop for Vm {

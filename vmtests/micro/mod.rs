@@ -6,8 +6,10 @@ mod death;
 mod disk;
 mod engine;
 mod fault;
+mod fault_wire;
 mod layers;
 mod network;
+mod owner;
 mod secrets;
 
 use crate::bench::GUEST;
@@ -22,10 +24,12 @@ pub fn all() -> Vec<Test> {
         engine::TESTS,
         death::TESTS,
         fault::TESTS,
+        fault_wire::TESTS,
         disk::TESTS,
         checkpoint::TESTS,
         layers::TESTS,
         secrets::TESTS,
+        owner::TESTS,
     ]
     .concat()
 }

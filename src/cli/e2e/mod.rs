@@ -25,7 +25,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-pub use rooms::{hypervisor, packages, runs};
+pub use rooms::{Boot, accelerator, boot, host, hypervisor, packages, runs};
 pub use warm::{of_build, of_disk, rungs_of};
 
 pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {
@@ -157,7 +157,7 @@ fn verdict(report: &Report, seconds: f64) -> Check {
 }
 
 /// What the nodes boot, by the name of the image.
-async fn node_images(
+pub async fn node_images(
     work: &Work,
     spec: &LabSpec,
     manifests: &Manifests,

@@ -52,7 +52,7 @@ fn a_node_is_started_with_exactly_this() {
 -S
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -accel tcg,thread=multi
--cpu max
+-cpu max,la57=off,avx=off,avx2=off,erms=off,fsrm=off
 -machine q35,memory-backend=ram,vmport=off,smm=off,sata=off,smbus=off
 -smp 2
 -m 6144M

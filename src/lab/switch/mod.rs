@@ -6,20 +6,37 @@
 //! No frame is lost while its receiver drains: a full port holds its senders back, and since each
 //! port is written by a task of its own, two ports that saturate each other never lock up. A port
 //! that drains nothing for a second (a paused machine) loses its frames, counted, until it does.
+//!
+//! Faults, cuts, partitions and captures are set from outside at any time (`control`). Where none
+//! is, a frame pays one load for them.
 
+mod capture;
+mod control;
+mod counters;
+mod fate;
+mod fault;
+mod lane;
+mod pcapng;
 mod port;
 mod queue;
 mod serve;
+mod shaper;
+mod stall;
 mod table;
 #[cfg(test)]
 mod tests;
+mod way;
+
+pub use capture::{Capture, Captured};
+pub use counters::{Counters, FaultCounters};
+pub use fault::{Direction, Fault, Probability};
 
 use crate::wait::Death;
 use bytes::Bytes;
 use port::PortCore;
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use table::{Domain, Tap, View};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -37,7 +54,13 @@ const TAP_DEPTH: usize = 4096;
 
 /// All networks of one lab. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Switch(Arc<Mutex<BTreeMap<String, Network>>>);
+pub struct Switch(Arc<Networks>);
+
+#[derive(Debug, Default)]
+struct Networks {
+    by_name: Mutex<BTreeMap<String, Network>>,
+    seed: Arc<AtomicU64>,
+}
 
 /// One broadcast domain. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -61,18 +84,6 @@ pub struct Station {
     pub port: Port,
 }
 
-/// What a port counted. `rx` came from the machine into the switch, `tx` went out to it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    pub rx_frames: u64,
-    pub rx_bytes: u64,
-    pub tx_frames: u64,
-    pub tx_bytes: u64,
-    /// Frames lost in either direction: the link was cut, the receiver stalled or was gone, or
-    /// the frame was shorter than an Ethernet header. Never silently otherwise.
-    pub dropped: u64,
-}
-
 impl Switch {
     pub fn new() -> Switch {
         Switch::default()
@@ -80,17 +91,12 @@ impl Switch {
 
     /// The network of that name, made at first mention.
     pub fn network(&self, name: &str) -> Network {
-        let mut networks = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        networks
-            .entry(name.to_owned())
-            .or_insert_with(|| Network(Arc::new(Domain::new(name))))
-            .clone()
+        let new = || Network(Arc::new(Domain::new(name, self.0.seed.clone())));
+        self.lock().entry(name.to_owned()).or_insert_with(new).clone()
     }
 
-    /// Frames still under way, on any network; 0 when all are delivered.
-    pub fn waiting(&self) -> usize {
-        let networks = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        networks.values().map(|n| n.0.waiting()).sum()
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Network>> {
+        self.0.by_name.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -104,13 +110,13 @@ impl Network {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn plug(&self, name: &str, socket: UnixStream) -> Port {
-        let (core, death) = PortCore::socket(name);
-        self.0.add(&core);
         let (from, to) = socket.into_split();
+        let (core, death) = PortCore::socket(name, self.0.lanes(name), to);
+        self.0.add(&core);
         let view = View::new(self.0.clone());
         let tasks = vec![
             tokio::spawn(serve::read_socket(view, core.clone(), from)).abort_handle(),
-            tokio::spawn(serve::write_socket(self.0.clone(), core.clone(), to)).abort_handle(),
+            tokio::spawn(serve::write_socket(self.0.clone(), core.clone())).abort_handle(),
         ];
         Port { domain: self.0.clone(), core, death, tasks }
     }
@@ -122,7 +128,7 @@ impl Network {
     pub fn station(&self, name: &str) -> Station {
         let (to_switch, from) = mpsc::channel(STATION_DEPTH);
         let (to, from_switch) = mpsc::channel(STATION_DEPTH);
-        let (core, death) = PortCore::station(name, to.clone());
+        let (core, death) = PortCore::station(name, self.0.lanes(name), to.clone());
         self.0.add(&core);
         let view = View::new(self.0.clone());
         // Not aborted with the port: it ends by itself once what was sent is delivered.
@@ -133,7 +139,8 @@ impl Network {
 
     /// Copies of the frames for which `wanted` is true, from now until the receiver is dropped.
     /// A slow reader loses copies (counted), never slows the network. `wanted` sees every frame
-    /// that enters the network, without the length prefix, and must be quick.
+    /// that enters the network (behind the faults on its sender), without the length prefix, and
+    /// must be quick.
     pub fn tap(
         &self,
         wanted: impl Fn(&[u8]) -> bool + Send + Sync + 'static,

@@ -1,64 +1,84 @@
 //! One port: where frames for it go, whether its link is up, and what it counted.
 
-use super::Counters;
-use super::queue::{Push, Queue};
-use super::table::{Tap, View};
-use crate::lab::wire;
+use super::capture::Spool;
+use super::counters::{Counters, Tally};
+use super::fault::Direction;
+use super::lane::{Lane, Lanes, Verdict};
+use super::queue::{Push, Queue, Wire};
+use super::stall::{Stall, TICK};
+use super::table::Domain;
 use crate::wait::{Death, Life};
 use bytes::Bytes;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
-
-/// How long a full port that drains nothing at all holds its senders back. After that its frames
-/// are dropped (and counted) until it drains again, so that a paused machine stops nobody else.
-pub(super) const STALL: Duration = Duration::from_secs(1);
+use tokio::time::{Instant, timeout};
 
 #[derive(Debug)]
 pub(super) struct PortCore {
     pub name: String,
     out: Out,
-    up: AtomicBool,
-    /// Full for [`STALL`] without any progress.
+    /// What makes the port's frames special: one load on their way tells that nothing does.
+    marks: AtomicU8,
+    lanes: Lanes,
+    captures: Mutex<Vec<Track>>,
+    /// Full for a second without any progress.
     stalled: AtomicBool,
     pub life: Life,
-    rx_frames: AtomicU64,
-    rx_bytes: AtomicU64,
-    tx_frames: AtomicU64,
-    tx_bytes: AtomicU64,
+    pub received: Tally,
     dropped: AtomicU64,
+    separated: AtomicU64,
 }
 
 /// Where the frames for a port go.
 #[derive(Debug)]
 enum Out {
     Socket(Queue),
-    Station(mpsc::Sender<Bytes>),
+    Station { to: mpsc::Sender<Bytes>, sent: Tally },
+}
+
+/// The port's place in a capture.
+#[derive(Debug)]
+struct Track {
+    spool: Arc<Spool>,
+    interface: u32,
+}
+
+/// The link is cut.
+const CUT: u8 = 1;
+/// A capture wants the port's frames.
+const CAPTURED: u8 = 2;
+
+/// Frames of that direction must go through its lane.
+const fn faulty(direction: Direction) -> u8 {
+    match direction {
+        Direction::From => 4,
+        Direction::To => 8,
+    }
 }
 
 impl PortCore {
-    pub fn socket(name: &str) -> (Arc<PortCore>, Death) {
-        Self::new(name, Out::Socket(Queue::default()))
+    pub fn socket(name: &str, lanes: Lanes, to: OwnedWriteHalf) -> (Arc<PortCore>, Death) {
+        Self::new(name, lanes, Out::Socket(Queue::new(to)))
     }
-    pub fn station(name: &str, to: mpsc::Sender<Bytes>) -> (Arc<PortCore>, Death) {
-        Self::new(name, Out::Station(to))
+    pub fn station(name: &str, lanes: Lanes, to: mpsc::Sender<Bytes>) -> (Arc<PortCore>, Death) {
+        Self::new(name, lanes, Out::Station { to, sent: Tally::default() })
     }
 
-    fn new(name: &str, out: Out) -> (Arc<PortCore>, Death) {
+    fn new(name: &str, lanes: Lanes, out: Out) -> (Arc<PortCore>, Death) {
         let (life, death) = Life::new();
         let core = PortCore {
             name: name.into(),
             out,
-            up: AtomicBool::new(true),
+            marks: AtomicU8::new(0),
+            lanes,
+            captures: Mutex::default(),
             stalled: AtomicBool::new(false),
             life,
-            rx_frames: AtomicU64::new(0),
-            rx_bytes: AtomicU64::new(0),
-            tx_frames: AtomicU64::new(0),
-            tx_bytes: AtomicU64::new(0),
+            received: Tally::default(),
             dropped: AtomicU64::new(0),
+            separated: AtomicU64::new(0),
         };
         (Arc::new(core), death)
     }
@@ -67,35 +87,106 @@ impl PortCore {
     pub fn queue(&self) -> Option<&Queue> {
         match &self.out {
             Out::Socket(queue) => Some(queue),
-            Out::Station(_) => None,
+            Out::Station { .. } => None,
         }
     }
 
     pub fn counters(&self) -> Counters {
+        let sent = match &self.out {
+            Out::Socket(queue) => &queue.sent,
+            Out::Station { sent, .. } => sent,
+        };
         Counters {
-            rx_frames: self.rx_frames.load(Relaxed),
-            rx_bytes: self.rx_bytes.load(Relaxed),
-            tx_frames: self.tx_frames.load(Relaxed),
-            tx_bytes: self.tx_bytes.load(Relaxed),
+            rx_frames: self.received.frames(),
+            rx_bytes: self.received.bytes(),
+            tx_frames: sent.frames(),
+            tx_bytes: sent.bytes(),
             dropped: self.dropped.load(Relaxed),
+            separated: self.separated.load(Relaxed),
+            from: self.lane(Direction::From).counters(),
+            to: self.lane(Direction::To).counters(),
         }
     }
-    pub fn sent(&self, frames: u64, bytes: u64) {
-        self.tx_frames.fetch_add(frames, Relaxed);
-        self.tx_bytes.fetch_add(bytes, Relaxed);
-    }
     pub fn dropped(&self, frames: u64) {
-        self.dropped.fetch_add(frames, Relaxed);
+        if frames > 0 {
+            self.dropped.fetch_add(frames, Relaxed);
+        }
+    }
+    pub fn separated(&self) {
+        self.separated.fetch_add(1, Relaxed);
+    }
+
+    /// True when nothing makes its frames special.
+    pub fn is_plain(&self) -> bool {
+        self.marks.load(Relaxed) == 0
+    }
+    fn is_marked(&self, mark: u8) -> bool {
+        self.marks.load(Relaxed) & mark != 0
+    }
+    fn mark(&self, mark: u8, on: bool) {
+        if on {
+            self.marks.fetch_or(mark, Relaxed);
+        } else {
+            self.marks.fetch_and(!mark, Relaxed);
+        }
     }
 
     pub fn is_up(&self) -> bool {
-        self.up.load(Relaxed)
+        !self.is_marked(CUT)
     }
     pub fn set_link(&self, up: bool) {
-        self.up.store(up, Relaxed);
+        self.mark(CUT, !up);
         if let (false, Some(queue)) = (up, self.queue()) {
             self.dropped(queue.clear());
         }
+    }
+
+    fn lane(&self, direction: Direction) -> &Arc<Lane> {
+        &self.lanes[direction as usize]
+    }
+    /// Has the lanes' faults noticed, after they changed.
+    pub fn look_at_lanes(&self) {
+        for direction in Direction::BOTH {
+            self.lane(direction).look(|needed| self.mark(faulty(direction), needed));
+        }
+    }
+    /// Called by the lane, which has no fault and holds nothing.
+    pub fn leave_lane(&self, direction: Direction) {
+        self.mark(faulty(direction), false);
+    }
+    /// What becomes of a frame of that direction.
+    pub fn fate(
+        self: &Arc<Self>,
+        direction: Direction,
+        domain: &Arc<Domain>,
+        frame: &Bytes,
+    ) -> Verdict {
+        if !self.is_marked(faulty(direction)) {
+            return Verdict::Pass(1);
+        }
+        self.lane(direction).enter(domain, self, frame)
+    }
+
+    /// Shows all further frames to a capture.
+    pub fn capture(&self, spool: &Arc<Spool>) {
+        let interface = spool.interface(&self.name);
+        self.tracks().push(Track { spool: spool.clone(), interface });
+        self.mark(CAPTURED, true);
+    }
+    pub fn end_capture(&self, spool: &Arc<Spool>) {
+        let mut tracks = self.tracks();
+        tracks.retain(|t| !Arc::ptr_eq(&t.spool, spool));
+        self.mark(CAPTURED, !tracks.is_empty());
+    }
+    pub fn show(&self, direction: Direction, frame: &[u8]) {
+        if self.is_marked(CAPTURED) {
+            for track in self.tracks().iter() {
+                track.spool.push(track.interface, direction, frame);
+            }
+        }
+    }
+    fn tracks(&self) -> MutexGuard<'_, Vec<Track>> {
+        self.captures.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Takes no more frames; says why to those who ask.
@@ -106,66 +197,90 @@ impl PortCore {
         self.life.ends(cause);
     }
 
-    /// Hands over one frame for this port. Waits while the port is full and drains.
-    async fn deliver(&self, frame: &mut Payload<'_>) {
-        if !self.is_up() {
-            return self.dropped(1);
-        }
-        match self.offer(frame) {
-            Push::Done => {}
-            Push::Closed => self.dropped(1),
-            Push::Full if self.stalled.load(Relaxed) => self.dropped(1),
-            Push::Full => self.deliver_when_room(frame).await,
+    /// One frame from the network. Waits while the port is full and drains.
+    pub async fn deliver(self: &Arc<Self>, domain: &Arc<Domain>, frame: &Bytes) {
+        if let Verdict::Pass(copies) = self.fate(Direction::To, domain, frame) {
+            for _ in 0..copies {
+                self.put_frame(frame).await;
+            }
         }
     }
 
-    async fn deliver_when_room(&self, frame: &mut Payload<'_>) {
+    /// Behind the port's fault.
+    pub async fn put_frame(&self, frame: &Bytes) {
+        let length = (frame.len() as u32).to_be_bytes();
+        if self.put(&Payload::Frame(&length, frame)).await {
+            self.show(Direction::To, frame);
+        }
+    }
+
+    /// Frames in the form of the wire, for a plain port that serves a socket.
+    pub async fn put_run(&self, bytes: &[u8], frames: u64) {
+        self.put(&Payload::Run(Wire::run(bytes, frames))).await;
+    }
+
+    /// False when it was dropped.
+    async fn put(&self, payload: &Payload<'_>) -> bool {
+        let done = self.is_up()
+            && match self.offer(payload) {
+                Push::Full if self.stalled.load(Relaxed) => false,
+                Push::Full => self.put_when_room(payload).await,
+                push => push == Push::Done,
+            };
+        if !done {
+            self.dropped(payload.frames());
+        }
+        done
+    }
+
+    async fn put_when_room(&self, payload: &Payload<'_>) -> bool {
+        let mut stall = Stall::new(self.progress());
         loop {
-            let before = self.progress();
+            let asked = Instant::now();
             // Listening begins before the second look, or news between the two would be missed.
-            let waited = match &self.out {
+            match &self.out {
                 Out::Socket(queue) => {
                     let mut emptied = std::pin::pin!(queue.emptied());
                     emptied.as_mut().enable();
-                    match self.offer(frame) {
-                        Push::Full => timeout(STALL, emptied).await.is_ok(),
-                        done => return self.settle(done),
+                    match self.offer(payload) {
+                        Push::Full => drop(timeout(TICK, emptied).await),
+                        push => return push == Push::Done,
                     }
                 }
-                Out::Station(to) => timeout(STALL, to.reserve()).await.is_ok(),
-            };
-            if !self.is_up() {
-                return self.dropped(1);
+                Out::Station { to, .. } => drop(timeout(TICK, to.reserve()).await),
             }
-            match self.offer(frame) {
-                Push::Full if !waited && self.progress() == before => {
+            if !self.is_up() {
+                return false;
+            }
+            match self.offer(payload) {
+                Push::Full if stall.look(asked.elapsed(), self.progress()) => {
                     self.stalled.store(true, Relaxed);
-                    return self.dropped(1);
+                    return false;
                 }
                 Push::Full => {}
-                done => return self.settle(done),
+                push => return push == Push::Done,
             }
         }
     }
 
-    fn settle(&self, push: Push) {
-        if push != Push::Done {
-            self.dropped(1);
-        }
-    }
-
-    fn offer(&self, frame: &mut Payload<'_>) -> Push {
-        let push = match &self.out {
-            Out::Socket(queue) => queue.push(frame.bytes),
-            Out::Station(to) => match to.try_reserve() {
+    fn offer(&self, payload: &Payload<'_>) -> Push {
+        let push = match (&self.out, payload) {
+            (Out::Socket(queue), Payload::Frame(length, frame)) => {
+                queue.push(&Wire::frame(length, frame))
+            }
+            (Out::Socket(queue), Payload::Run(wire)) => queue.push(wire),
+            (Out::Station { to, sent }, Payload::Frame(_, frame)) => match to.try_reserve() {
                 Ok(permit) => {
-                    self.sent(1, frame.bytes.len() as u64);
-                    permit.send(frame.share());
+                    sent.add(1, frame.len() as u64);
+                    permit.send((*frame).clone());
                     Push::Done
                 }
                 Err(mpsc::error::TrySendError::Full(())) => Push::Full,
                 Err(mpsc::error::TrySendError::Closed(())) => Push::Closed,
             },
+            (Out::Station { .. }, Payload::Run(_)) => {
+                unreachable!("a station takes frames one by one")
+            }
         };
         if push == Push::Done && self.stalled.load(Relaxed) {
             self.stalled.store(false, Relaxed);
@@ -178,76 +293,32 @@ impl PortCore {
         match &self.out {
             Out::Socket(queue) => queue.progress(),
             // A frame gets into a full station only after another one got out.
-            Out::Station(_) => self.tx_frames.load(Relaxed),
+            Out::Station { sent, .. } => sent.frames(),
         }
     }
-}
 
-/// One frame on its way, copied at most once however many in-process readers want it.
-pub(super) struct Payload<'a> {
-    bytes: &'a [u8],
-    shared: Option<Bytes>,
-}
-
-impl<'a> Payload<'a> {
-    pub fn borrowed(bytes: &'a [u8]) -> Payload<'a> {
-        Payload { bytes, shared: None }
-    }
-    pub fn shared(bytes: &'a Bytes) -> Payload<'a> {
-        Payload { bytes, shared: Some(bytes.clone()) }
-    }
-    fn share(&mut self) -> Bytes {
-        self.shared.get_or_insert_with(|| Bytes::copy_from_slice(self.bytes)).clone()
+    /// Frames that wait in the port, at least one if any does.
+    pub fn waiting(&self) -> usize {
+        let queued = match &self.out {
+            Out::Socket(queue) => usize::from(!queue.is_idle()),
+            Out::Station { to, .. } => to.max_capacity() - to.capacity(),
+        };
+        queued + self.lanes.iter().map(|lane| lane.waiting()).sum::<usize>()
     }
 }
 
-/// Takes one frame in from `from`: counts, taps, learns, and delivers it.
-pub(super) async fn forward(view: &mut View, from: &Arc<PortCore>, mut frame: Payload<'_>) {
-    let bytes = frame.bytes;
-    from.rx_frames.fetch_add(1, Relaxed);
-    from.rx_bytes.fetch_add(bytes.len() as u64, Relaxed);
-    let Some((dst, src)) = addresses(bytes) else {
-        // Shorter than an Ethernet header: no receiver could be found for it.
-        return from.dropped(1);
-    };
-    if !from.is_up() {
-        return from.dropped(1);
-    }
-    let table = view.table().clone();
-    for tap in &table.taps {
-        copy_to(tap, view, &mut frame);
-    }
-    if !wire::is_group(&src) && !table.learned.get(&src).is_some_and(|p| Arc::ptr_eq(p, from)) {
-        view.domain.learn(src, from);
-    }
-    if !wire::is_group(&dst)
-        && let Some(port) = table.learned.get(&dst)
-    {
-        // A frame for a neighbour on its own port has already arrived.
-        if !Arc::ptr_eq(port, from) {
-            port.deliver(&mut frame).await;
+/// Frames on their way into one port.
+enum Payload<'a> {
+    /// One frame, and its length as the wire has it.
+    Frame(&'a [u8; 4], &'a Bytes),
+    Run(Wire<'a>),
+}
+
+impl Payload<'_> {
+    fn frames(&self) -> u64 {
+        match self {
+            Payload::Frame(..) => 1,
+            Payload::Run(wire) => wire.frames,
         }
-        return;
-    }
-    for port in table.ports.iter().filter(|p| !Arc::ptr_eq(p, from)) {
-        port.deliver(&mut frame).await;
-    }
-}
-
-fn addresses(bytes: &[u8]) -> Option<(wire::Mac, wire::Mac)> {
-    let header = bytes.first_chunk::<{ wire::ETHERNET_HEADER }>()?;
-    Some((*header.first_chunk()?, *header[6..].first_chunk()?))
-}
-
-fn copy_to(tap: &Tap, view: &View, frame: &mut Payload<'_>) {
-    if !(tap.wanted)(frame.bytes) {
-        return;
-    }
-    match tap.to.try_reserve() {
-        Ok(permit) => permit.send(frame.share()),
-        Err(mpsc::error::TrySendError::Full(())) => {
-            view.domain.lost_copies.fetch_add(1, Relaxed);
-        }
-        Err(mpsc::error::TrySendError::Closed(())) => view.domain.remove_dead_taps(),
     }
 }

@@ -1,15 +1,16 @@
 //! The tasks behind a port: one reads QEMU's socket, one writes it; one reads a station.
 
 use super::LONGEST_FRAME;
-use super::port::{Payload, PortCore, forward};
+use super::port::PortCore;
 use super::queue::{Batch, Queue};
 use super::table::{Domain, View};
+use super::way::{self, Run};
 use crate::wait::Death;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::mpsc;
 
 /// What one `read` may bring: more than the longest frame, or many short ones.
@@ -31,57 +32,52 @@ pub(super) async fn read_socket(mut view: View, port: Arc<PortCore>, socket: Own
 
 /// Reads until the socket ends; says why it did.
 async fn read_frames(view: &mut View, port: &Arc<PortCore>, mut socket: OwnedReadHalf) -> String {
-    let mut buffer = BytesMut::new();
+    // The beginning of a frame that is not whole yet, and room for what one read brings.
+    let mut buffer = vec![0; READ + LONGEST_FRAME + 4];
+    let mut filled = 0;
     loop {
-        buffer.reserve(READ);
-        match socket.read_buf(&mut buffer).await {
-            Ok(0) if buffer.is_empty() => return "its peer closed the connection".into(),
+        match socket.read(&mut buffer[filled..]).await {
+            Ok(0) if filled == 0 => return "its peer closed the connection".into(),
             Ok(0) => return "its peer closed the connection in the middle of a frame".into(),
-            Ok(_) => {}
+            Ok(read) => filled += read,
             Err(e) => return format!("cannot read from its socket: {e}"),
         }
-        let mut rest = &buffer[..];
-        while let Some(head) = rest.first_chunk::<4>() {
-            let length = u32::from_be_bytes(*head) as usize;
-            if length == 0 || length > LONGEST_FRAME {
-                return format!(
-                    "it announced a frame of {length} bytes (1 to {LONGEST_FRAME} are allowed), \
-                     so its stream can no longer be followed"
-                );
+        let mut rest = &buffer[..filled];
+        loop {
+            match Run::split(rest, LONGEST_FRAME) {
+                Ok(Some((run, behind))) => {
+                    way::enter_run(view, port, run).await;
+                    rest = behind;
+                }
+                Ok(None) => break,
+                Err(length) => {
+                    return format!(
+                        "it announced a frame of {length} bytes (1 to {LONGEST_FRAME} are \
+                         allowed), so its stream can no longer be followed"
+                    );
+                }
             }
-            let Some(frame) = rest[4..].get(..length) else { break };
-            forward(view, port, Payload::borrowed(frame)).await;
-            rest = &rest[4 + length..];
         }
-        let done = buffer.len() - rest.len();
-        buffer.advance(done);
+        let done = filled - rest.len();
+        buffer.copy_within(done..filled, 0);
+        filled -= done;
     }
 }
 
-pub(super) async fn write_socket(domain: Arc<Domain>, port: Arc<PortCore>, to: OwnedWriteHalf) {
+pub(super) async fn write_socket(domain: Arc<Domain>, port: Arc<PortCore>) {
     let Some(queue) = port.queue() else { return };
-    if let Err(e) = write_batches(&port, queue, to).await {
+    if let Err(e) = write_batches(&port, queue).await {
         unplug(&domain, &port, &format!("cannot write to its socket: {e}"));
     }
 }
 
-async fn write_batches(port: &PortCore, queue: &Queue, mut to: OwnedWriteHalf) -> io::Result<()> {
+async fn write_batches(port: &PortCore, queue: &Queue) -> io::Result<()> {
     let mut batch = Batch::default();
     while queue.take(&mut batch).await {
-        let mut rest = &batch.bytes[..];
         if !port.is_up() {
-            port.dropped(batch.frames);
-            continue;
+            port.dropped(batch.forget());
         }
-        while !rest.is_empty() {
-            let written = to.write(rest).await?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            rest = &rest[written..];
-            queue.wrote();
-        }
-        port.sent(batch.frames, batch.bytes.len() as u64 - 4 * batch.frames);
+        queue.write(&batch).await?;
     }
     Ok(())
 }
@@ -110,10 +106,11 @@ pub(super) async fn read_station(
             from.close();
         }
         for frame in frames.drain(..) {
+            port.received.add(1, frame.len() as u64);
             if frame.len() > LONGEST_FRAME {
                 port.dropped(1);
             } else {
-                forward(&mut view, &port, Payload::shared(&frame)).await;
+                way::enter(&mut view, &port, &frame).await;
             }
         }
         // Closed and drained, or all its senders are gone: nothing can come any more.

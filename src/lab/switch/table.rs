@@ -1,13 +1,16 @@
 //! Who is plugged where. Readers keep a snapshot of the table and look only at a version number
-//! before each frame: no lock is taken on the way of a frame unless something changed.
+//! before each run of frames: no lock is taken on the way of a frame unless something changed.
 
+use super::capture::Spool;
+use super::fault::{Direction, Fault};
+use super::lane::{Lane, Lanes};
 use super::port::PortCore;
 use crate::lab::wire::Mac;
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::mpsc;
 
 /// Learned addresses of one network. A network that shows more has them all forgotten and
@@ -18,8 +21,11 @@ const MOST_ADDRESSES: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Domain {
     pub name: String,
+    /// Of the fates; the same for all networks of a switch.
+    pub seed: Arc<AtomicU64>,
     table: Mutex<Arc<Table>>,
     version: AtomicU64,
+    registry: Mutex<Registry>,
     /// Copies that taps lost because their readers were slow.
     pub lost_copies: AtomicU64,
 }
@@ -29,6 +35,54 @@ pub(super) struct Table {
     pub ports: Vec<Arc<PortCore>>,
     pub learned: HashMap<Mac, Arc<PortCore>>,
     pub taps: Vec<Arc<Tap>>,
+    pub split: Split,
+}
+
+/// Which ports hear each other.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Split {
+    #[default]
+    Whole,
+    /// Nobody hears anybody.
+    Cut,
+    /// The group of each port by its name. Those not named are a group of their own.
+    Groups(Arc<HashMap<String, usize>>),
+}
+
+impl Split {
+    pub fn is_whole(&self) -> bool {
+        matches!(self, Split::Whole)
+    }
+    pub fn joins(&self, one: &str, other: &str) -> bool {
+        match self {
+            Split::Whole => true,
+            Split::Cut => false,
+            Split::Groups(groups) => groups.get(one) == groups.get(other),
+        }
+    }
+}
+
+/// What is kept by a port's name, whether it is plugged or not: QEMU may connect anew.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    /// Every port that ever was plugged.
+    pub lanes: BTreeMap<String, Lanes>,
+    /// For ports that come later, per direction.
+    pub everywhere: [Option<Fault>; 2],
+    pub captures: Vec<Wanted>,
+}
+
+/// A capture, of one port or of all.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub port: Option<String>,
+    pub spool: Arc<Spool>,
+}
+
+impl Wanted {
+    pub fn wants(&self, port: &str) -> bool {
+        self.port.as_deref().is_none_or(|name| name == port)
+    }
 }
 
 /// Decides which frames a tap wants.
@@ -46,16 +100,38 @@ impl fmt::Debug for Tap {
 }
 
 impl Domain {
-    pub fn new(name: &str) -> Domain {
+    pub fn new(name: &str, seed: Arc<AtomicU64>) -> Domain {
         Domain {
             name: name.into(),
+            seed,
             table: Mutex::default(),
             version: AtomicU64::new(0),
+            registry: Mutex::default(),
             lost_copies: AtomicU64::new(0),
         }
     }
 
+    /// The lanes of the port of that name, made at its first plug.
+    pub fn lanes(&self, port: &str) -> Lanes {
+        let mut registry = self.registry();
+        if let Some(lanes) = registry.lanes.get(port) {
+            return lanes.clone();
+        }
+        let lanes = Direction::BOTH.map(|way| Arc::new(Lane::new(way)));
+        for (lane, fault) in lanes.iter().zip(registry.everywhere) {
+            lane.set(fault, self.seed.load(Ordering::Relaxed), port);
+        }
+        registry.lanes.insert(port.to_owned(), lanes.clone());
+        lanes
+    }
+
     pub fn add(&self, port: &Arc<PortCore>) {
+        // Held until the port is in the table: a fault or a capture set meanwhile finds it.
+        let registry = self.registry();
+        for capture in registry.captures.iter().filter(|c| c.wants(&port.name)) {
+            port.capture(&capture.spool);
+        }
+        port.look_at_lanes();
         self.change(|t| t.ports.push(port.clone()));
     }
 
@@ -65,6 +141,11 @@ impl Domain {
             t.ports.retain(|p| !Arc::ptr_eq(p, port));
             t.learned.retain(|_, p| !Arc::ptr_eq(p, port));
         });
+    }
+
+    /// The ports plugged now.
+    pub fn plugged(&self) -> Vec<Arc<PortCore>> {
+        self.table().ports.clone()
     }
 
     pub fn learn(&self, mac: Mac, port: &Arc<PortCore>) {
@@ -88,18 +169,23 @@ impl Domain {
         self.change(|t| t.taps.retain(|tap| !tap.to.is_closed()));
     }
 
-    pub fn waiting(&self) -> usize {
-        self.lock().ports.iter().filter_map(|p| p.queue()).map(|q| q.waiting()).sum()
+    pub fn set_split(&self, split: Split) {
+        self.change(|t| t.split = split);
     }
 
     fn change(&self, edit: impl FnOnce(&mut Table)) {
-        let mut table = self.lock();
+        let mut table = self.table();
         edit(Arc::make_mut(&mut table));
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Arc<Table>> {
+    fn table(&self) -> MutexGuard<'_, Arc<Table>> {
         self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Taken before the table, never after.
+    pub fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -114,7 +200,7 @@ pub(super) struct View {
 impl View {
     pub fn new(domain: Arc<Domain>) -> View {
         let version = domain.version.load(Ordering::Acquire);
-        let table = domain.lock().clone();
+        let table = domain.table().clone();
         View { domain, table, version }
     }
 
@@ -122,7 +208,7 @@ impl View {
     pub fn table(&mut self) -> &Arc<Table> {
         let version = self.domain.version.load(Ordering::Acquire);
         if version != self.version {
-            self.table = self.domain.lock().clone();
+            self.table = self.domain.table().clone();
             self.version = version;
         }
         &self.table

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::lab::Lab;
 use crate::lab::checkpoint::{After, Notes, SLIM};
 use crate::roles::secrets::Secrets;
+use serde_json::json;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
@@ -19,7 +20,7 @@ const SETTING: Duration = Duration::from_secs(10);
 pub async fn restore(work: &Work, boot: &Boot<'_>, from: &Path) -> Result<Cluster> {
     let (options, patience) = (boot.options(work), work.patience());
     let restored = Lab::restore(from, &options, &patience, &work.redactor).await?;
-    let secrets = Secrets::parse(&restored.notes.0).map_err(|e| e.at(from, None))?;
+    let secrets = Secrets::parse(&restored.notes.0["secrets"]).map_err(|e| e.at(from, None))?;
     let cluster = Cluster::new(restored.lab, secrets, boot.logs, work)?;
     cluster.set_clocks(work, &restored.unstepped).await?;
     Ok(cluster)
@@ -36,7 +37,9 @@ impl Cluster {
         self.on(work, |_| true, "give back what it does not need", SLIMMING, SLIM).await?;
         // A restored node would try to go on with our connections.
         self.disconnect(work);
-        let notes = Notes(self.secrets.reveal());
+        // The cloud is for `lab up --restore`, whose user may know nothing of roles.
+        let cloud = self.declare(work)?.cloud();
+        let notes = Notes(json!({ "secrets": self.secrets.reveal(), "cloud": cloud }));
         let saved = self.lab.checkpoint(into, notes, After::GoOn, &work.patience()).await;
         self.connect(work)?;
         saved?;

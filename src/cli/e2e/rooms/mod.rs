@@ -39,6 +39,7 @@ use crate::roles::facts::{self, ByHand, Fact};
 use crate::roles::secrets::Secrets;
 use crate::roles::topology::{Login, NodeKey, Topology};
 use crate::secret::Secret;
+use crate::supervisor::cloud::{Cloud, User};
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::path::Path;
@@ -107,8 +108,21 @@ pub struct Declared {
     pub by_hand: Vec<ByHand>,
     /// The cloud's own, by name.
     pub secrets: Vec<(String, Secret)>,
+    /// Keystone's, as nodes reach it.
+    pub auth_url: String,
     pub admin: Credentials,
     pub region: String,
+}
+
+impl Declared {
+    /// What those who use the cloud need to know.
+    pub fn cloud(&self) -> Cloud {
+        Cloud {
+            auth_url: self.auth_url.clone(),
+            region: self.region.clone(),
+            users: vec![User::of(&self.admin)],
+        }
+    }
 }
 
 /// The packages that are baked into a recipe's image beside its own: those that roles declare.
@@ -267,6 +281,7 @@ impl Cluster {
             facts: facts::facts(&topology),
             by_hand: facts::changes_by_hand(&topology),
             secrets: secrets.iter().map(|(n, s)| (n.to_owned(), s.clone())).collect(),
+            auth_url: format!("http://{}:{}/v3", topology.controller().name, roles::KEYSTONE_PORT),
             admin,
             region: topology.region,
         })
@@ -316,7 +331,7 @@ impl Cluster {
         keep: bool,
     ) -> Result<ProofInputs> {
         let spec = self.lab.spec();
-        let controller = with_role(spec, "controller")?;
+        with_role(spec, "controller")?;
         let network = with_role(spec, "network")?;
         let compute = with_role(spec, "compute")?;
         let address = |node: &NodeSpec| {
@@ -331,7 +346,7 @@ impl Cluster {
             .map(|node| Ok((node.name.clone(), address(node)?)))
             .collect::<Result<_>>()?;
         Ok(ProofInputs {
-            auth_url: Url::parse(&format!("http://{}:5000/v3", controller.name))?,
+            auth_url: Url::parse(&declared.auth_url)?,
             admin: declared.admin.clone(),
             region: declared.region.clone(),
             names,
@@ -370,6 +385,11 @@ impl Cluster {
         Ok(causes
             .map(|c| format!("{} ({}:{}: {})", c.meaning, c.text, c.line, c.excerpt))
             .collect())
+    }
+
+    /// The machines, without the engine: for those who live in the lab.
+    pub fn into_lab(self) -> Lab {
+        self.lab
     }
 
     /// Ends the machines.

@@ -1,0 +1,269 @@
+//! The verbs that ask a lab's owner for something and show what came.
+
+use super::args::Fault as Asked;
+use super::{stdio, which};
+use crate::cli::print;
+use crate::cli::session::Work;
+use crate::error::{Context, Error, Kind, Result};
+use crate::secret::Secret;
+use crate::supervisor::client::unexpected;
+use crate::supervisor::fault::{self, Disturbance, Fault, Wire};
+use crate::supervisor::login::private;
+use crate::supervisor::protocol::{Answer, Request};
+use crate::supervisor::{Client, cloud};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+
+pub async fn down(work: &Work, name: Option<String>) -> Result<()> {
+    let client = which::any(work, name)?;
+    let name = client.place().name().to_owned();
+    let before = client.status().await.ok();
+    let ran = client.down().await?;
+    let text = match before.and_then(|s| s.note).filter(|_| !ran) {
+        Some(why) => format!("lab {name} had ended ({why}); what it left is removed\n"),
+        None => format!("lab {name} is gone\n"),
+    };
+    print(&text, &work.redactor);
+    Ok(())
+}
+
+pub async fn console(client: &Client, node: String, lines: usize, follow: bool) -> Result<()> {
+    let request = Request::Console { node, lines, follow };
+    let (_, stream) = client.open(&request).await?;
+    pour(stream, stdio::output).await
+}
+
+/// Takes what a stream brings until it ends.
+async fn pour(
+    mut stream: UnixStream,
+    mut out: impl FnMut(&[u8]) -> std::io::Result<()>,
+) -> Result<()> {
+    let mut piece = vec![0; 64 * 1024];
+    loop {
+        let n = stream.read(&mut piece).await.doing(Kind::Lab, || "the lab's owner".into())?;
+        if n == 0 {
+            return Ok(());
+        }
+        match out(&piece[..n]) {
+            // Whoever read it has seen enough.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            out => out.doing(Kind::Host, || "the output cannot be written".into())?,
+        }
+    }
+}
+
+/// `NODE:PORT` or `ADDRESS:PORT`.
+fn target(text: &str) -> Result<(String, u16)> {
+    text.rsplit_once(':')
+        .and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?)))
+        .filter(|(host, port)| !host.is_empty() && *port > 0)
+        .ok_or_else(|| {
+            Error::input(format!("`{text}` is no target"))
+                .hint("write NODE:PORT or ADDRESS:PORT, such as openstack1:80")
+        })
+}
+
+pub async fn forward(
+    work: &Work,
+    client: &Client,
+    to: &str,
+    listen: SocketAddr,
+    keep: bool,
+) -> Result<()> {
+    let (host, port) = target(to)?;
+    let (answer, stream) = client.open(&Request::Forward { host, port, listen, keep }).await?;
+    let Answer::Listening(at) = answer else { return Err(unexpected()) };
+    let until = if keep { "until the lab ends" } else { "until Ctrl-C" };
+    print(
+        &format!("{at} leads to {to} of lab {}, {until}\n", client.place().name()),
+        &work.redactor,
+    );
+    if keep {
+        return Ok(());
+    }
+    // Nothing comes: its end is the lab's.
+    pour(stream, |_| Ok(())).await?;
+    Err(Error::lab("the lab has ended, and the forward with it"))
+}
+
+/// Writes openrc and clouds.yaml, and says how to use them.
+pub async fn rc(work: &Work, client: &Client, dir: Option<PathBuf>) -> Result<()> {
+    let Answer::Proxy { url, cloud } = client.ask(&Request::Proxy).await? else {
+        return Err(unexpected());
+    };
+    let proxy = Secret::new(url);
+    work.redactor.add(&proxy);
+    let dir = dir.map_or(work.env.cwd.clone(), |dir| work.env.cwd.join(dir));
+    std::fs::create_dir_all(&dir)
+        .doing(Kind::Host, || format!("{} cannot be made", dir.display()))?;
+    let (rc, clouds) = (dir.join("openrc"), dir.join("clouds.yaml"));
+    let text = match cloud {
+        Some(cloud) => {
+            cloud.hide_in(&work.redactor);
+            let (rc_text, clouds_text) = cloud.files(&proxy)?;
+            private(&rc, rc_text.reveal())?;
+            private(&clouds, clouds_text.reveal())?;
+            format!(
+                "{}\n{}\nnext: . {} && openstack server list\n",
+                rc.display(),
+                clouds.display(),
+                rc.display()
+            )
+        }
+        None => {
+            private(&rc, cloud::environment(&proxy).reveal())?;
+            format!(
+                "{}\nno cloud was provisioned on this lab: the file only leads HTTP into its \
+                 networks\nnext: . {} && curl http://NODE/\n",
+                rc.display(),
+                rc.display()
+            )
+        }
+    };
+    print(&text, &work.redactor);
+    Ok(())
+}
+
+/// The folder that a checkpoint's name stands for.
+pub fn checkpoint_dir(work: &Work, name: &str) -> PathBuf {
+    if name.contains('/') || name == "." || name == ".." {
+        return work.env.cwd.join(name);
+    }
+    work.env.store.join("checkpoints").join(name)
+}
+
+pub async fn checkpoint(work: &Work, client: &Client, name: &str) -> Result<()> {
+    let into = checkpoint_dir(work, name);
+    if into.exists() {
+        return Err(Error::input("there is such a checkpoint already")
+            .at(&into, None)
+            .hint("choose another name, or remove that folder"));
+    }
+    let text = format!("{}\n", into.display());
+    client.ask(&Request::Checkpoint { into }).await?;
+    print(&text, &work.redactor);
+    Ok(())
+}
+
+pub async fn restore(work: &Work, client: &Client, name: &str) -> Result<()> {
+    let from = known_checkpoint(work, name)?;
+    client.ask(&Request::Restore { from }).await.map(drop)
+}
+
+/// The folder of a checkpoint that must be there.
+pub fn known_checkpoint(work: &Work, name: &str) -> Result<PathBuf> {
+    let from = checkpoint_dir(work, name);
+    if from.is_dir() {
+        return Ok(from);
+    }
+    let all = std::fs::read_dir(work.env.store.join("checkpoints")).into_iter().flatten().flatten();
+    let mut known: Vec<String> =
+        all.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    known.sort();
+    let hint = match known.as_slice() {
+        [] => "make one with `stackproof lab checkpoint NAME`".into(),
+        known => format!("there is: {}", known.join(", ")),
+    };
+    Err(Error::input(format!("there is no checkpoint {name}")).at(from, None).hint(hint))
+}
+
+pub async fn fault(client: &Client, asked: Asked) -> Result<()> {
+    let fault = translate(asked)?;
+    client.ask(&Request::Fault(fault)).await.map(drop)
+}
+
+fn translate(asked: Asked) -> Result<Fault> {
+    Ok(match asked {
+        Asked::Cut { what } => {
+            let (node, network) = fault::port(&what)?;
+            Fault::Cut { network, node }
+        }
+        Asked::Heal { what } => {
+            let (node, network) = fault::port(&what)?;
+            Fault::Heal { network, node }
+        }
+        Asked::Freeze { node } => Fault::Freeze { node },
+        Asked::Thaw { node } => Fault::Thaw { node },
+        Asked::Kill { node } => Fault::Kill { node },
+        Asked::Reset { node } => Fault::Reset { node },
+        Asked::Partition { network, groups } => {
+            let groups = groups.iter().map(|g| g.split(',').map(str::to_owned).collect()).collect();
+            Fault::Wire(Wire::Partition { network, groups })
+        }
+        Asked::Disturb { what, loss, duplicate, reorder, latency, jitter, bandwidth, seed } => {
+            let (node, network) = fault::port(&what)?;
+            let disturbance = Disturbance {
+                seed,
+                loss_percent: loss,
+                duplicate_percent: duplicate,
+                reorder_percent: reorder,
+                latency_ms: latency,
+                jitter_ms: jitter,
+                bandwidth,
+            };
+            if disturbance == (Disturbance { seed, ..Disturbance::default() }) {
+                return Err(Error::input("nothing is to be disturbed").hint(
+                    "give one of --loss, --latency, --jitter, --bandwidth, --duplicate, \
+                           --reorder; `lab fault clear NETWORK` ends all of them",
+                ));
+            }
+            Fault::Wire(Wire::Disturb { network, node, disturbance })
+        }
+        Asked::Clear { network } => Fault::Wire(Wire::Clear { network }),
+    })
+}
+
+pub async fn capture(work: &Work, client: &Client, what: &str, output: &Path) -> Result<()> {
+    let (node, network) = fault::port(what)?;
+    let (_, stream) = client.open(&Request::Capture { network, node }).await?;
+    if output == Path::new("-") {
+        return pour(stream, stdio::output).await;
+    }
+    let path = work.env.cwd.join(output);
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
+    let mut file = file.doing(Kind::Host, || format!("{} cannot be written", path.display()))?;
+    work.events.info(format!("capturing into {} until Ctrl-C", path.display()));
+    pour(stream, |piece| file.write_all(piece)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_host_and_a_port_and_all_else_is_refused_with_an_example() {
+        assert_eq!(target("openstack1:80").unwrap(), ("openstack1".into(), 80));
+        assert_eq!(target("172.24.4.10:22").unwrap(), ("172.24.4.10".into(), 22));
+        for wrong in ["openstack1", ":80", "a:0", "a:65536", "a:http", ""] {
+            let e = target(wrong).unwrap_err();
+            assert!(e.hint_text().unwrap().contains("NODE:PORT"), "{wrong}: {e}");
+        }
+    }
+
+    #[test]
+    fn a_disturbance_of_nothing_is_refused() {
+        let asked = |loss| Asked::Disturb {
+            what: "a/management".into(),
+            loss,
+            duplicate: None,
+            reorder: None,
+            latency: None,
+            jitter: None,
+            bandwidth: None,
+            seed: 7,
+        };
+        assert!(translate(asked(None)).is_err());
+        let Fault::Wire(Wire::Disturb { node, disturbance, .. }) =
+            translate(asked(Some(2.5))).unwrap()
+        else {
+            panic!("a disturbance")
+        };
+        assert_eq!((node.as_deref(), disturbance.loss_percent), (Some("a"), Some(2.5)));
+        assert_eq!(disturbance.seed, 7);
+    }
+}

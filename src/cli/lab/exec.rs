@@ -1,0 +1,71 @@
+//! Commands on nodes, with and without the system's `ssh`.
+
+use super::stdio;
+use crate::engine::quote;
+use crate::error::{Context, Error, Kind, Result};
+use crate::supervisor::{Client, remote};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Becomes the system's `ssh`, so that a person has a whole terminal.
+pub async fn ssh(client: &Client, node: &str, command: &[String]) -> Result<()> {
+    let status = client.status().await?;
+    if !status.nodes.iter().any(|n| n.name == node) {
+        return Err(no_node(node, &status));
+    }
+    let mut ssh = Command::new("ssh");
+    ssh.arg("-F").arg(client.place().ssh_config()).arg(node).args(command);
+    let error = ssh.exec();
+    let hint = "install ssh (Debian: openssh-client), or use `stackproof lab exec`";
+    Err(Error::host("cannot start ssh").because(error).hint(hint))
+}
+
+/// The remote exit code is ours. 255 stands for one that does not fit.
+pub async fn exec(client: &Client, node: &str, command: &[String]) -> Result<ExitCode> {
+    let status = client.status().await?;
+    let shell = remote::login(client, &status, node).await?;
+    let line = format!("exec {}", quote::words(command));
+    let code = remote::run(&shell, &line, stdio::input(), |from, piece| match from {
+        remote::From::Stdout => stdio::output(piece),
+        remote::From::Stderr => stdio::error(piece),
+    })
+    .await?;
+    shell.close().await;
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+/// What ssh's ProxyCommand is.
+pub async fn proxy(client: &Client, host: &str, port: u16) -> Result<()> {
+    let stream = client.dial(host, port).await?;
+    let (mut from, mut to) = stream.into_split();
+    let feed = async {
+        let mut pieces = stdio::input();
+        while let Some(piece) = pieces.recv().await {
+            if to.write_all(&piece).await.is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown().await;
+        std::future::pending::<()>().await
+    };
+    let show = async {
+        let mut piece = vec![0; 32 * 1024];
+        loop {
+            match from.read(&mut piece).await {
+                Ok(n @ 1..) => stdio::output(&piece[..n])?,
+                _ => return Ok::<_, std::io::Error>(()),
+            }
+        }
+    };
+    tokio::select! {
+        out = show => out.doing(Kind::Host, || "standard output".into()),
+        () = feed => unreachable!("feeding never resolves"),
+    }
+}
+
+pub fn no_node(name: &str, status: &crate::supervisor::status::Status) -> Error {
+    let known: Vec<&str> = status.nodes.iter().map(|n| n.name.as_str()).collect();
+    Error::input(format!("lab {} has no node `{name}`", status.name))
+        .hint(format!("its nodes are: {}", known.join(", ")))
+}

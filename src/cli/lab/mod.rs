@@ -1,0 +1,77 @@
+//! `stackproof lab`: a lab to live in.
+
+pub mod args;
+mod ask;
+mod cp;
+mod exec;
+mod own;
+mod show;
+mod stdio;
+mod up;
+mod which;
+
+use super::finish;
+use super::session::{Session, Work};
+use crate::error::Result;
+use args::{Lab, LabVerb};
+use std::process::ExitCode;
+
+pub async fn run(session: Session, lab: Lab) -> Result<ExitCode> {
+    let name = lab.name;
+    let (record, out) = match lab.verb {
+        LabVerb::Own(up) => return own::run(session, name, up, own::Way::Detached).await,
+        LabVerb::Up(up) if up.foreground => {
+            return own::run(session, name, up, own::Way::Foreground).await;
+        }
+        verb => session.conduct(|work| act(work, name, verb)).await,
+    };
+    match (&record.error, out) {
+        (None, Ok(code)) => Ok(code),
+        (_, out) => finish(&record, out),
+    }
+}
+
+async fn act(work: Work, name: Option<String>, verb: LabVerb) -> Result<ExitCode> {
+    let done = ExitCode::SUCCESS;
+    match verb {
+        LabVerb::Own(_) => unreachable!("dispatched before"),
+        LabVerb::Up(up) => up::run(&work, name, up).await.map(|()| done),
+        LabVerb::Ls { json } => show::ls(&work, json).await.map(|()| done),
+        LabVerb::Down => ask::down(&work, name).await.map(|()| done),
+        verb => {
+            let client = match verb {
+                LabVerb::Status { .. } => which::any(&work, name)?,
+                _ => which::running(&work, name)?,
+            };
+            match verb {
+                LabVerb::Status { json } => show::status(&work, &client, json).await,
+                LabVerb::Ssh { node, command } => exec::ssh(&client, &node, &command).await,
+                LabVerb::Exec { node, command } => {
+                    return exec::exec(&client, &node, &command).await;
+                }
+                LabVerb::Console { node, lines, no_follow } => {
+                    ask::console(&client, node, lines, !no_follow).await
+                }
+                LabVerb::Cp { from, to, sudo } => cp::run(&work, &client, &from, &to, sudo).await,
+                LabVerb::Forward { target, to, listen, background } => {
+                    let target = target.or(to).unwrap_or_default();
+                    ask::forward(&work, &client, &target, listen, background).await
+                }
+                LabVerb::Rc { dir } => ask::rc(&work, &client, dir).await,
+                LabVerb::Proxy { host, port } => exec::proxy(&client, &host, port).await,
+                LabVerb::Checkpoint { checkpoint } => {
+                    ask::checkpoint(&work, &client, &checkpoint).await
+                }
+                LabVerb::Restore { checkpoint } => ask::restore(&work, &client, &checkpoint).await,
+                LabVerb::Fault(fault) => ask::fault(&client, fault).await,
+                LabVerb::Capture { what, output } => {
+                    ask::capture(&work, &client, &what, &output).await
+                }
+                LabVerb::Up(_) | LabVerb::Own(_) | LabVerb::Down | LabVerb::Ls { .. } => {
+                    unreachable!("matched above")
+                }
+            }
+            .map(|()| done)
+        }
+    }
+}

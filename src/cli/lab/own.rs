@@ -1,0 +1,224 @@
+//! The process that owns a lab, from its first moment to the lab's end.
+
+use super::args::Up;
+use super::show;
+use super::up::Source;
+use crate::cli::e2e::{self, Boot};
+use crate::cli::root::Root;
+use crate::cli::session::{Session, Work};
+use crate::cli::{finish, print, write};
+use crate::engine::quote;
+use crate::error::{Error, Result};
+use crate::event::{Event, Events};
+use crate::images::manifest::load_dir;
+use crate::images::store::Store;
+use crate::lab::LabOptions;
+use crate::lab::spec::LabSpec;
+use crate::secret::Redactor;
+use crate::supervisor::cloud::Cloud;
+use crate::supervisor::owner::Running;
+use crate::supervisor::protocol::Refusal;
+use crate::supervisor::starter::News;
+use crate::supervisor::{Ended, Owner, Place, Starter, seam};
+use crate::wait::Death;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// How the owner was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By `lab up`, which waits at the other end of our standard input.
+    Detached,
+    /// By a person, who ends it with Ctrl-C.
+    Foreground,
+}
+
+pub async fn run(session: Session, name: Option<String>, up: Up, way: Way) -> Result<ExitCode> {
+    let (record, out) = session.conduct(|work| own(work, name, up, way)).await;
+    match (&record.error, out) {
+        (None, Ok(())) => Ok(ExitCode::SUCCESS),
+        (_, out) => finish(&record, out),
+    }
+}
+
+async fn own(work: Work, name: Option<String>, up: Up, way: Way) -> Result<()> {
+    let starter = match way {
+        Way::Foreground => None,
+        Way::Detached => {
+            // From now on the terminal's Ctrl-C is for whoever started us.
+            let _ = rustix::process::setsid();
+            let fd = std::io::stdin().as_fd().try_clone_to_owned();
+            let fd = fd.map_err(|e| Error::internal("no standard input").because(e))?;
+            Some(Starter::new(fd)?)
+        }
+    };
+    let mut told = work.clone();
+    told.events = tee(&work, starter.as_ref().map(Starter::teller));
+    let gone = starter.as_ref().map_or_else(Death::never, Starter::gone);
+    let tell = async |news: News| {
+        if let Some(starter) = starter {
+            starter.last(news).await;
+        }
+    };
+    let (owner, running) = match start(&told, name, &up, gone).await {
+        Ok(started) => started,
+        Err(e) => {
+            tell(News::Failed(Refusal::of(&e, &work.redactor))).await;
+            return Err(e);
+        }
+    };
+    let place = owner.place().clone();
+    let ended = owner.run(running, async |status| {
+        if way == Way::Foreground {
+            let text = show::text(&status, &place);
+            print(&text, &work.redactor);
+        }
+        tell(News::Up(Box::new(status))).await;
+    });
+    match ended.await? {
+        Ended::Asked => Ok(()),
+        Ended::Died(causes) => Err(Error::lab(format!("every machine is gone: {causes}"))
+            .hint("the consoles in the lab's folder tell more")),
+    }
+}
+
+/// Passes events on to our own reader, and without secrets to whoever waits for the lab.
+fn tee(work: &Work, teller: Option<UnboundedSender<News>>) -> Events {
+    let (events, mut from) = Events::channel();
+    let (on, redactor) = (work.events.clone(), work.redactor.clone());
+    tokio::spawn(async move {
+        while let Some(stamped) = from.recv().await {
+            if let Some(teller) = &teller {
+                let _ = teller.send(News::Event(clean(&stamped.event, &redactor)));
+            }
+            on.send(stamped.event);
+        }
+    });
+    events
+}
+
+fn clean(event: &Event, redactor: &Redactor) -> Event {
+    let value = serde_json::to_value(event).map(|mut value| {
+        write::clean(&mut value, redactor);
+        value
+    });
+    // A secret that is the name of a variant would be a strange one.
+    value.and_then(serde_json::from_value).unwrap_or_else(|_| Event::Note {
+        level: crate::event::Level::Detail,
+        text: "(an event that cannot be shown)".into(),
+    })
+}
+
+/// Claims the name and brings the lab up, unless somebody asks for its end meanwhile or whoever
+/// waits for it is gone.
+async fn start(
+    work: &Work,
+    name: Option<String>,
+    up: &Up,
+    mut gone: Death,
+) -> Result<(Owner, Running)> {
+    let root = Root::find(&work.env)?;
+    let source = Source::of(work, up, &root)?;
+    let place = source.place(work, name)?;
+    let claim = place.claim(&source.text(up), &work.patience()).await?;
+    let owner = Owner::start(claim, &work.patience(), &work.redactor)?;
+    let booted = tokio::select! {
+        out = boot(work, &owner, source, up, &root) => out,
+        () = owner.asked_down() => Err(Error::interrupted().while_doing("`lab down`")),
+        cause = gone.wait() => Err(Error::interrupted().because(cause)),
+    };
+    match booted {
+        Ok(running) => Ok((owner, running)),
+        Err(e) => {
+            owner.failed(&e);
+            Err(e)
+        }
+    }
+}
+
+async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) -> Result<Running> {
+    let place = owner.place();
+    let store = Store::open(&work.env.store)?;
+    let logs = place.dir().join("logs");
+    let proxy_command = proxy_command(&work.env.store, place)?;
+    let spec = match source {
+        Source::File(spec) => spec,
+        Source::Checkpoint(from) => {
+            owner.doing("restoring a checkpoint");
+            let hypervisor = work.events.phase("host", e2e::hypervisor()).await?;
+            let options = options(work, hypervisor, &logs).await?;
+            seam::inspect(&from, &options)?;
+            let patience = work.patience();
+            let restored = seam::restore(&from, &options, &patience, &work.redactor);
+            let (lab, notes) = work.events.phase("restore", restored).await?;
+            let cloud = Cloud::of_notes(&notes);
+            cloud.iter().for_each(|cloud| cloud.hide_in(&work.redactor));
+            return Ok(Running { lab, options, cloud, proxy_command });
+        }
+    };
+    let manifests = load_dir(&root.images())?;
+    for node in &spec.nodes {
+        let known = manifests.get(&node.image);
+        known.map_err(|e| e.at(&spec.file, Some(node.image_line)))?;
+    }
+    owner.doing("checking the host");
+    let hypervisor = work.events.phase("host", e2e::host(work, &spec, &store)).await?;
+    owner.doing("bringing images in");
+    let images = e2e::node_images(work, &spec, &manifests, &store);
+    let images = work.events.phase("images", images).await?;
+    owner.doing("measuring the accelerator");
+    let options = options(work, hypervisor, &logs).await?;
+    owner.doing("booting");
+    let boot = Boot {
+        images: &images,
+        hypervisor: options.hypervisor.clone(),
+        accel: options.accel,
+        logs: &logs,
+        keep: false,
+    };
+    let spec = LabSpec { name: place.name().to_owned(), ..spec };
+    let cluster = work.events.phase("boot", e2e::boot(work, &spec, &boot)).await?;
+    let mut cloud = None;
+    if up.provision {
+        owner.doing("provisioning");
+        let declared = cluster.declare(work)?;
+        let report = work.events.phase("provision", cluster.apply(&declared.plan)).await?;
+        let (changed, unchanged) = (report.changed.len(), report.unchanged);
+        work.events.info(format!("{changed} resources changed, {unchanged} as declared"));
+        cloud = Some(declared.cloud());
+    }
+    Ok(Running { lab: cluster.into_lab(), options, cloud, proxy_command })
+}
+
+async fn options(
+    work: &Work,
+    hypervisor: crate::lab::hypervisor::Hypervisor,
+    logs: &Path,
+) -> Result<LabOptions> {
+    let accel = work.events.phase("accelerator", e2e::accelerator(work, &hypervisor)).await?;
+    Ok(LabOptions {
+        run_root: e2e::runs(&work.env.store),
+        hypervisor,
+        accel,
+        keep: false,
+        logs: Some(logs.to_owned()),
+    })
+}
+
+/// For ssh, which runs it through a shell after it has replaced `%h`, `%p` and `%%`.
+fn proxy_command(store: &Path, place: &Place) -> Result<String> {
+    let exe = std::env::current_exe()
+        .map_err(|e| Error::host("our own program cannot be found").because(e))?;
+    let words = [
+        exe.to_string_lossy().into_owned(),
+        "--store".into(),
+        store.to_string_lossy().into_owned(),
+        "lab".into(),
+        "--name".into(),
+        place.name().into(),
+        "proxy".into(),
+    ];
+    Ok(format!("{} %h %p", quote::words(words).replace('%', "%%")))
+}

@@ -1,0 +1,96 @@
+//! `lab up`: starts the process that owns the lab and shows what it does until the lab is up.
+
+use super::args::Up;
+use super::{ask, show};
+use crate::cli::e2e::runs;
+use crate::cli::print;
+use crate::cli::root::Root;
+use crate::cli::session::Work;
+use crate::error::{Error, Result};
+use crate::lab::spec::LabSpec;
+use crate::supervisor::Place;
+use crate::supervisor::place::Found;
+use crate::supervisor::starter::Starting;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// What a lab is made from.
+pub enum Source {
+    File(LabSpec),
+    Checkpoint(PathBuf),
+}
+
+impl Source {
+    /// Found to be there; what is wrong with a lab file is said now. `root` holds the files.
+    pub fn of(work: &Work, up: &Up, root: &Root) -> Result<Source> {
+        match &up.restore {
+            Some(name) => Ok(Source::Checkpoint(ask::known_checkpoint(work, name)?)),
+            None => Ok(Source::File(LabSpec::load(&root.lab(&up.lab, &work.env.cwd)?)?)),
+        }
+    }
+
+    /// The name of the lab where none is given.
+    fn name(&self) -> String {
+        match self {
+            Source::File(spec) => spec.name.clone(),
+            Source::Checkpoint(dir) => {
+                dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
+            }
+        }
+    }
+
+    pub fn place(&self, work: &Work, name: Option<String>) -> Result<Place> {
+        Place::new(&runs(&work.env.store), &name.unwrap_or_else(|| self.name()))
+    }
+
+    /// As `status` shows it.
+    pub fn text(&self, up: &Up) -> String {
+        match self {
+            Source::File(_) => up.lab.clone(),
+            Source::Checkpoint(dir) => format!("checkpoint {}", dir.display()),
+        }
+    }
+}
+
+pub async fn run(work: &Work, name: Option<String>, up: Up) -> Result<()> {
+    let root = Root::find(&work.env)?;
+    let source = Source::of(work, &up, &root)?;
+    let place = source.place(work, name)?;
+    if let Found::Owned { pid, .. } = place.look()? {
+        return Err(place.taken(pid));
+    }
+    let starting = Starting::spawn(command(work, &place, &up)?, &place)?;
+    let status = starting.follow(&work.events).await?;
+    let text = match up.json {
+        true => show::json_text(&status)?,
+        false => show::text(&status, &place),
+    };
+    print(&text, &work.redactor);
+    Ok(())
+}
+
+/// Ourselves, as the owner, with the same options.
+fn command(work: &Work, place: &Place, up: &Up) -> Result<Command> {
+    let exe = std::env::current_exe()
+        .map_err(|e| Error::host("our own program cannot be found").because(e))?;
+    let mut command = Command::new(exe);
+    command.arg("--store").arg(&work.env.store);
+    if let Some(root) = &work.env.root {
+        command.arg("--root").arg(root);
+    }
+    if let Some(mirror) = &work.env.debian_mirror {
+        command.args(["--debian-mirror", mirror]);
+    }
+    if work.env.verbose {
+        command.arg("--verbose");
+    }
+    command.args(["lab", "own", "--name", place.name()]);
+    match &up.restore {
+        Some(checkpoint) => command.args(["--restore", checkpoint]),
+        None => command.args(["--lab", &up.lab]),
+    };
+    if up.provision {
+        command.arg("--provision");
+    }
+    Ok(command)
+}

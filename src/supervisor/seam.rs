@@ -1,0 +1,214 @@
+//! Where the owner of a lab meets the lab's rooms: one function for each thing that it asks of them.
+
+use super::fault::{Disturbance, Wire};
+use crate::error::{Context, Error, Kind, Result};
+use crate::lab::checkpoint::{After, Checkpoint, Notes};
+use crate::lab::switch::{Direction, Fault, Probability};
+use crate::lab::{Lab, LabOptions};
+use crate::secret::Redactor;
+use crate::wait::Patience;
+use serde_json::Value;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream as Socket;
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+/// `into` does not exist yet and holds secrets, as `notes` do. The lab goes on.
+pub async fn checkpoint(
+    lab: &mut Lab,
+    into: &Path,
+    notes: Value,
+    patience: &Patience,
+) -> Result<()> {
+    lab.checkpoint(into, Notes(notes), After::GoOn, patience).await?;
+    // They stood still for as long as their memory took to be written.
+    told_of_clocks(lab.step_clocks(patience).await?, patience);
+    Ok(())
+}
+
+/// Whether a checkpoint is whole and fits this host, before anything is given up for it.
+pub fn inspect(from: &Path, options: &LabOptions) -> Result<()> {
+    Checkpoint::open(from)?.check(options)
+}
+
+/// The running lab and the notes of its checkpoint.
+pub async fn restore(
+    from: &Path,
+    options: &LabOptions,
+    patience: &Patience,
+    redactor: &Redactor,
+) -> Result<(Lab, Value)> {
+    let restored = Lab::restore(from, options, patience, redactor).await?;
+    told_of_clocks(restored.unstepped, patience);
+    Ok((restored.lab, restored.notes.0))
+}
+
+fn told_of_clocks(unstepped: Vec<String>, patience: &Patience) {
+    if !unstepped.is_empty() {
+        patience.events.warning(format!(
+            "no guest agent on {}: its clock stood still with the lab and was not set",
+            unstepped.join(", ")
+        ));
+    }
+}
+
+/// Disturbances and partitions.
+pub fn wire(lab: &Lab, wire: &Wire) -> Result<()> {
+    let switch = lab.switch();
+    let port = |node: &str, network: &str| format!("{node}/{network}");
+    match wire {
+        Wire::Partition { network, groups } => {
+            let of = |group: &Vec<String>| group.iter().map(|n| port(n, network)).collect();
+            let groups: Vec<Vec<String>> = groups.iter().map(of).collect();
+            switch.find(network)?.partition(&groups)
+        }
+        Wire::Disturb { network, node, disturbance } => {
+            let fault = fault(disturbance)?;
+            let found = switch.find(network)?;
+            // The seed is the whole lab's: the fate of a frame follows from it, its port and its
+            // number.
+            switch.set_seed(disturbance.seed);
+            match node {
+                Some(node) => found.set_fault(&port(node, network), Direction::From, Some(fault)),
+                None => {
+                    found.set_fault_everywhere(Direction::From, Some(fault));
+                    Ok(())
+                }
+            }
+        }
+        Wire::Clear { network } => {
+            let found = switch.find(network)?;
+            found.heal();
+            found.set_fault_everywhere(Direction::From, None);
+            Ok(())
+        }
+    }
+}
+
+fn fault(wanted: &Disturbance) -> Result<Fault> {
+    let share = |percent: Option<f64>| match percent {
+        None => Ok(Probability::NEVER),
+        Some(percent) => format!("{percent}%").parse(),
+    };
+    let time = |ms: Option<f64>| {
+        Duration::try_from_secs_f64(ms.unwrap_or(0.0) / 1000.0)
+            .map_err(|e| Error::input("no time that a frame could wait").because(e))
+    };
+    Ok(Fault {
+        loss: share(wanted.loss_percent)?,
+        duplicate: share(wanted.duplicate_percent)?,
+        reorder: share(wanted.reorder_percent)?,
+        latency: time(wanted.latency_ms)?,
+        jitter: time(wanted.jitter_ms)?,
+        bandwidth: wanted.bandwidth,
+    })
+}
+
+/// Writes pcapng into a client's stream until either ends.
+pub type Writer = Box<dyn FnOnce(UnixStream) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+/// Captures a network, or one node's port on it, from the moment the writer is run.
+pub fn capture(lab: &Lab, network: &str, node: Option<&str>) -> Result<Writer> {
+    let found = lab.switch().find(network)?;
+    let port = node.map(|node| format!("{node}/{network}"));
+    if let Some(port) = &port {
+        // Said now, while the client still waits for an answer.
+        found.counters(port)?;
+    }
+    Ok(Box::new(move |stream| {
+        Box::pin(async move {
+            let run = async {
+                let doing = || "a client's socket".to_owned();
+                let socket = stream.into_std().doing(Kind::Host, doing)?;
+                let client = socket.try_clone().doing(Kind::Host, doing)?;
+                let client = UnixStream::from_std(client).doing(Kind::Host, doing)?;
+                let name = Path::new("the client");
+                let capture = found.capture_into(port.as_deref(), Patient(socket), name, None)?;
+                gone(&client).await;
+                capture.finish().await
+            };
+            // A client that leaves in the middle of a frame is no news.
+            let _ = run.await;
+        })
+    }))
+}
+
+/// Resolves when the client has closed its end. It has nothing to say.
+async fn gone(client: &UnixStream) {
+    let mut rest = [0; 64];
+    loop {
+        if client.readable().await.is_err() {
+            return;
+        }
+        match client.try_read(&mut rest) {
+            Ok(1..) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
+}
+
+/// A socket that does not block, written to as if it did: its other half is read by the runtime.
+struct Patient(Socket);
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        use rustix::event::{PollFd, PollFlags, poll};
+        loop {
+            match self.0.write(bytes) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let mut ready = [PollFd::new(&self.0, PollFlags::OUT)];
+                    match poll(&mut ready, None) {
+                        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                        Err(e) => return Err(e.into()),
+                    }
+                }
+                out => return out,
+            }
+        }
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disturbance_is_the_fault_that_it_says() {
+        let wanted = Disturbance {
+            loss_percent: Some(2.5),
+            latency_ms: Some(20.0),
+            bandwidth: Some(10_000_000),
+            ..Disturbance::default()
+        };
+        let expected: Fault = "loss=2.5% latency=20ms rate=10mbit".parse().unwrap();
+        assert_eq!(fault(&wanted).unwrap(), expected);
+        let more = Disturbance { loss_percent: Some(101.0), ..Disturbance::default() };
+        assert!(fault(&more).is_err());
+        let back = Disturbance { latency_ms: Some(-1.0), ..Disturbance::default() };
+        assert!(fault(&back).is_err());
+    }
+
+    #[test]
+    fn a_patient_writer_waits_for_a_slow_reader_and_ends_with_it() {
+        let (ours, theirs) = Socket::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let all = vec![7u8; 4 << 20];
+        let reader = std::thread::spawn(move || {
+            let (mut theirs, mut seen) = (theirs, 0);
+            let mut piece = vec![0; 65536];
+            while seen < 2 << 20 {
+                seen += std::io::Read::read(&mut theirs, &mut piece).unwrap();
+            }
+            seen
+        });
+        let out = Patient(ours).write_all(&all);
+        assert!(reader.join().unwrap() >= 2 << 20);
+        assert!(out.is_err(), "the reader has left in the middle");
+    }
+}

@@ -227,3 +227,19 @@ fn a_signal_in_the_middle_of_a_download_exits_130_and_says_interrupted() {
         assert!(!err.contains("panicked"), "{err}");
     }
 }
+
+#[test]
+fn a_cache_without_layers_is_told_in_words_and_as_json() {
+    let home = Home::new();
+    let out = home.run(&["cache", "ls"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).starts_with("there are no layers"), "{}", text(&out.stdout));
+    let out = home.run(&["cache", "ls", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((json["bytes"].as_u64(), json["layers"].as_array().unwrap().len()), (Some(0), 0));
+    let out = home.run(&["cache", "gc", "--all"]);
+    assert_eq!(text(&out.stdout), "0 B freed, 0 B left in 0 layers\n");
+    let out = home.run(&["cache", "gc", "--max", "lots"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("no size such as 20GiB"), "{}", text(&out.stderr));
+}

@@ -29,6 +29,9 @@ pub trait Site: Send {
         until: Stage,
     ) -> impl Future<Output = Result<()>> + Send;
 
+    /// What a checkpoint of the lab would take now at most, in bytes.
+    fn size(&self, lab: &Self::Lab) -> Result<u64>;
+
     /// Keeps the lab as it stands as a folder that is not there yet; the lab goes on.
     fn checkpoint(
         &mut self,
@@ -45,7 +48,7 @@ pub struct Climb<'a> {
     /// From the first stage, which is reached by booting, to the last.
     pub rungs: &'a [Rung],
     pub lab: &'a str,
-    /// Bytes, of all machines together: what a layer takes of which nothing is known.
+    /// Bytes, of all machines together: for the size of layers of which nothing is known.
     pub memory: u64,
     pub space: Space,
     pub events: &'a Events,
@@ -140,7 +143,7 @@ impl Climb<'_> {
     /// From the rung `at` to the last, stopping where a layer is kept.
     async fn rest<S: Site>(&self, site: &mut S, lab: &mut S::Lab, at: usize) -> Result<()> {
         let last = self.rungs.len() - 1;
-        let keep = self.choose(at)?;
+        let keep = self.choose(at, site.size(lab)?)?;
         let mut done = at;
         for (i, rung) in self.rungs.iter().enumerate().skip(at) {
             let kept = keep.iter().any(|k| k.key == rung.key);
@@ -158,16 +161,17 @@ impl Climb<'_> {
         Ok(())
     }
 
-    /// The layers to be made from the rung `at` on.
-    fn choose(&self, at: usize) -> Result<Vec<&Rung>> {
+    /// The layers to be made from the rung `at` on, where the lab stands and has this size.
+    fn choose(&self, at: usize, size: u64) -> Result<Vec<&Rung>> {
         let Some(layers) = self.layers else { return Ok(Vec::new()) };
         let there = layers.all()?;
         let wanted: Vec<Wanted> = self.rungs[at..]
             .iter()
             .filter(|r| !r.passed_over && !there.iter().any(|l| l.key == r.key))
-            .map(|rung| Wanted {
-                rung,
-                bytes: budget::estimate(&there, self.lab, rung.stage.name, self.memory),
+            .map(|rung| {
+                let estimate = || budget::estimate(&there, self.lab, rung.stage.name, self.memory);
+                let here = rung.key == self.rungs[at].key;
+                Wanted { rung, bytes: if here { size } else { estimate() } }
             })
             .collect();
         let names =
@@ -203,7 +207,7 @@ impl Climb<'_> {
     ) -> Result<()> {
         let Some(layers) = self.layers else { return Ok(()) };
         let there = layers.all()?;
-        let bytes = budget::estimate(&there, self.lab, rung.stage.name, self.memory);
+        let bytes = site.size(lab)?;
         let own: Vec<_> = own.iter().map(|r| r.key.clone()).collect();
         let skip = |why: String| {
             self.events.warning(format!("the layer {} is not kept: {why}", rung.stage));

@@ -70,6 +70,10 @@ impl Site for Micro<'_> {
         Ok(())
     }
 
+    fn size(&self, lab: &Lab) -> Result<u64> {
+        lab.checkpoint_size()
+    }
+
     async fn checkpoint(&mut self, lab: &mut Lab, into: &Path) -> Result<()> {
         lab.checkpoint(into, Notes::default(), After::GoOn, &self.bench.patience).await.map(drop)
     }

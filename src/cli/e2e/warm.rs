@@ -141,6 +141,10 @@ impl Site for Ascent<'_> {
         }
     }
 
+    fn size(&self, cluster: &Cluster) -> Result<u64> {
+        cluster.size()
+    }
+
     async fn checkpoint(&mut self, cluster: &mut Cluster, into: &Path) -> Result<()> {
         cluster.checkpoint(self.work, into).await
     }

@@ -105,10 +105,15 @@ impl Lab {
         }
     }
 
+    /// What a checkpoint would take now at most, in bytes: the memory that the machines hold.
+    pub fn checkpoint_size(&self) -> Result<u64> {
+        let sizes = self.nodes.iter().map(|n| n.vm.resident()).collect::<Result<Vec<_>>>()?;
+        Ok(sizes.iter().sum::<u64>() + SPARE)
+    }
+
     /// Refuses before anything is stopped when the disk cannot take the memory.
     fn check_room(&self, folder: &Path) -> Result<()> {
-        let sizes = self.nodes.iter().map(|n| n.vm.resident()).collect::<Result<Vec<_>>>()?;
-        let needed = sizes.iter().sum::<u64>() + SPARE;
+        let needed = self.checkpoint_size()?;
         let stat = rustix::fs::statvfs(folder)
             .doing(Kind::Host, || format!("cannot ask for the room in {}", folder.display()))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);

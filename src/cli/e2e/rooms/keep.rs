@@ -27,6 +27,11 @@ pub async fn restore(work: &Work, boot: &Boot<'_>, from: &Path) -> Result<Cluste
 }
 
 impl Cluster {
+    /// What a checkpoint would take now at most, in bytes.
+    pub fn size(&self) -> Result<u64> {
+        self.lab.checkpoint_size()
+    }
+
     /// Saves the cluster as the folder `into`, which must not exist yet. It goes on.
     pub async fn checkpoint(&mut self, work: &Work, into: &Path) -> Result<()> {
         self.on(work, |_| true, "give back what it does not need", SLIMMING, SLIM).await?;

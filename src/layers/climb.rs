@@ -155,7 +155,13 @@ impl Climb<'_> {
                 done = i;
             }
             if kept {
-                self.keep(site, lab, rung, i == last, &keep).await?;
+                match self.keep(site, lab, rung, i == last, &keep).await {
+                    // A cloud that took many minutes is not thrown away for want of its copy.
+                    Err(e) if e.kind() == Kind::Host => {
+                        self.events.warning(format!("the layer {} is not kept: {e}", rung.stage))
+                    }
+                    kept => kept?,
+                }
             }
         }
         Ok(())

@@ -3,8 +3,10 @@
 //! From the ground up: [`http`] is one request over any byte stream, [`session`] adds who asks and
 //! where each service lives, [`identity`], [`image`], [`compute`] and [`network`] are thin typed
 //! clients with only what the proof uses, [`rc`] writes what a person needs to look for himself,
-//! and [`proof`] is the story that says whether the cloud works.
+//! [`awake`] asks a restored cloud whether it goes on, and [`proof`] is the story that says whether it
+//! works.
 
+pub mod awake;
 pub mod compute;
 pub mod http;
 pub mod identity;

@@ -17,9 +17,13 @@ pub trait Site: Send {
     /// From nothing to the first stage.
     fn boot(&mut self) -> impl Future<Output = Result<Self::Lab>> + Send;
 
-    /// A lab as it stood. An error of the kind [`Kind::Host`] or [`Kind::Interrupted`] says nothing
+    /// A lab as it stood at `stage`. An error of the kind [`Kind::Host`] or [`Kind::Interrupted`] says nothing
     /// against the checkpoint; every other does.
-    fn restore(&mut self, checkpoint: &Path) -> impl Future<Output = Result<Self::Lab>> + Send;
+    fn restore(
+        &mut self,
+        stage: Stage,
+        checkpoint: &Path,
+    ) -> impl Future<Output = Result<Self::Lab>> + Send;
 
     /// From a stage to a later one, all between them included.
     fn advance(
@@ -102,7 +106,7 @@ impl Climb<'_> {
             };
             let told = format!("restoring the layer {} ({}){why}", rung.stage, rung.key);
             self.events.info(told);
-            let e = match site.restore(&held.checkpoint()).await {
+            let e = match site.restore(rung.stage, &held.checkpoint()).await {
                 Ok(lab) => return Ok((lab, at, Some(held))),
                 Err(e) if matches!(e.kind(), Kind::Host | Kind::Interrupted) => return Err(e),
                 Err(e) => e,

@@ -1,12 +1,15 @@
 //! The cloud on a lab, as those who use it need to know it. Goes with checkpoints as their note.
 
+use crate::cloud::awake::Sleeper;
 use crate::cloud::rc;
 use crate::cloud::session::Credentials;
 use crate::cloud::url::Url;
 use crate::error::{Error, Result};
+use crate::lab::Lab;
 use crate::secret::{Redactor, Secret};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// Passwords travel in it over the lab's private socket and in its checkpoints (0600).
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +66,26 @@ impl Cloud {
 
     pub fn hide_in(&self, redactor: &Redactor) {
         self.users.iter().for_each(|u| redactor.add(&Secret::new(u.password.as_str())));
+    }
+
+    /// The way to it where it runs on `lab`, which has just been restored.
+    pub fn asleep(&self, lab: &Lab) -> Result<Sleeper> {
+        let first = self.users.first().ok_or_else(|| Error::internal("a cloud without a user"))?;
+        let host = Url::parse(&self.auth_url)?.host;
+        let controller = lab.node(&host).ok_or_else(|| {
+            Error::lab(format!("the cloud's address is {}, and no node is {host}", self.auth_url))
+        })?;
+        let leg = lab.leg(&controller.login.0).ok_or_else(|| {
+            Error::internal(format!("{host} is reached through a network without a leg"))
+        })?;
+        Ok(Sleeper {
+            api: Arc::new(leg.clone()),
+            names: lab.nodes().iter().map(|n| (n.name().to_owned(), n.login.1)).collect(),
+            auth_url: self.auth_url.clone(),
+            region: self.region.clone(),
+            who: first.credentials(),
+            death: lab.death(),
+        })
     }
 
     /// An RC file whose shell reaches the lab through `proxy`, and a `clouds.yaml` for all users.

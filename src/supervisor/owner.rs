@@ -342,9 +342,9 @@ impl Work<'_> {
         }
         let options = &self.running.options;
         let restored = seam::restore(from, options, self.patience, &self.shared.redactor).await;
-        let (lab, notes) = restored.map_err(|e| e.while_doing(doing))?;
+        let (lab, cloud) = restored.map_err(|e| e.while_doing(doing))?;
         self.running.lab = lab;
-        self.running.cloud = Cloud::of_notes(&notes);
+        self.running.cloud = cloud;
         login::write(claim.place(), &self.running.lab, &self.running.proxy_command)?;
         {
             let mut now = self.shared.now();

@@ -1,5 +1,6 @@
 //! Where the owner of a lab meets the lab's rooms: one function for each thing that it asks of them.
 
+use super::cloud::Cloud;
 use super::fault::{Disturbance, Wire};
 use crate::error::{Context, Error, Kind, Result};
 use crate::lab::checkpoint::{After, Checkpoint, Notes};
@@ -39,16 +40,40 @@ pub fn inspect(from: &Path, options: &LabOptions) -> Result<()> {
     Checkpoint::open(from)?.check(options)
 }
 
-/// The running lab and the notes of its checkpoint.
+/// The running lab, and its cloud where it has one, which has answered.
 pub async fn restore(
     from: &Path,
     options: &LabOptions,
     patience: &Patience,
     redactor: &Redactor,
-) -> Result<(Lab, Value)> {
+) -> Result<(Lab, Option<Cloud>)> {
     let restored = Lab::restore(from, options, patience, redactor).await?;
     told_of_clocks(restored.unstepped, patience);
-    Ok((restored.lab, restored.notes.0))
+    let cloud = Cloud::of_notes(&restored.notes.0);
+    if let Some(cloud) = &cloud {
+        cloud.hide_in(redactor);
+        // The lab is there to look why, if it does not.
+        if let Err(e) = wakes(&restored.lab, cloud, patience, redactor).await {
+            patience.events.warning(format!("the restored cloud does not answer: {e}"));
+        }
+    }
+    Ok((restored.lab, cloud))
+}
+
+/// Waits for the first answer. The heartbeats take longer and are told when they are there.
+async fn wakes(lab: &Lab, cloud: &Cloud, patience: &Patience, redactor: &Redactor) -> Result<()> {
+    let sleeper = cloud.asleep(lab)?;
+    let session = sleeper.token(patience, redactor).await?;
+    let (patience, redactor) = (patience.clone(), redactor.clone());
+    tokio::spawn(async move {
+        let heard = sleeper.heartbeats(&session, &patience).await;
+        match heard {
+            Ok(all) => patience.events.info(format!("all {all} agents and services were heard")),
+            Err(_) if sleeper.death.cause().is_some() => {}
+            Err(e) => patience.events.warning(redactor.clean(&e.to_string())),
+        }
+    });
+    Ok(())
 }
 
 fn told_of_clocks(unstepped: Vec<String>, patience: &Patience) {

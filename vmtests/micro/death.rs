@@ -9,7 +9,7 @@ use stackproof::event::Events;
 use stackproof::lab::rundir::sweep;
 use stackproof::lab::spec::LabSpec;
 use stackproof::lab::{Lab, LabOptions};
-use stackproof::wait::{Death, Patience, Poll};
+use stackproof::wait::{Death, Life, Patience, Poll};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -138,6 +138,13 @@ async fn of_ourselves() -> Result<()> {
     Ok(())
 }
 
+/// A lab that could carry a cloud, which has one controller.
+fn pair() -> String {
+    let both = lab("pair", &["a", "b"]);
+    let (a, b) = both.split_once("[nodes.b]").expect("the second node");
+    format!("{a}[nodes.b]{}", b.replace("\"controller\", \"network\", ", ""))
+}
+
 async fn ctrl_c() -> Result<()> {
     let (bench, mut dice) = (Bench::new().await?, Dice::new());
     let store = bench.root().join("store");
@@ -147,7 +154,7 @@ async fn ctrl_c() -> Result<()> {
     std::os::unix::fs::symlink(shared, store.join("derived"))
         .doing(Kind::Host, || "a link".into())?;
     let file = bench.root().join("pair.toml");
-    std::fs::write(&file, lab("pair", &["a", "b"])).doing(Kind::Host, || "a lab file".into())?;
+    std::fs::write(&file, pair()).doing(Kind::Host, || "a lab file".into())?;
     // What a killed run left is swept by the next, before anything else.
     let leftover = store.join("runs/run-pair-dead");
     std::fs::create_dir_all(&leftover).doing(Kind::Host, || "a leftover".into())?;
@@ -162,13 +169,18 @@ async fn ctrl_c() -> Result<()> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().doing(Kind::Host, || "starting stackproof".into())?;
         let pid = child.id().expect("it is not reaped") as i32;
-        machine_in(&store, &bench.patience, &Death::never()).await?;
+        let (life, death) = Life::new();
+        let out = tokio::spawn(async move {
+            let out = child.wait_with_output().await.doing(Kind::Internal, || "reaping".into())?;
+            life.ends(format!("it ended: {}", String::from_utf8_lossy(&out.stderr)));
+            Ok(out)
+        });
+        machine_in(&store, &bench.patience, &death).await?;
         assert!(!leftover.exists(), "the leftover is swept before a machine starts");
         // The draw, not a wait for anything. Machines need longer than this to boot.
         tokio::time::sleep(dice.moment(Duration::from_millis(1500))).await;
         signal(pid, Signal::INT);
-        let ended =
-            async { child.wait_with_output().await.doing(Kind::Internal, || "reaping".into()) };
+        let ended = async { out.await.doing(Kind::Internal, || "its task".into())? };
         let out = bench.patience.within("its end", COMMAND, &Death::never(), ended).await?;
         let said = String::from_utf8_lossy(&out.stderr);
         assert_eq!(out.status.code(), Some(130), "draw {draw}: {said}");

@@ -53,7 +53,7 @@ impl Site for Micro<'_> {
         self.bench.start_lab(self.spec, &self.bench.patience).await
     }
 
-    async fn restore(&mut self, checkpoint: &Path) -> Result<Lab> {
+    async fn restore(&mut self, _stage: Stage, checkpoint: &Path) -> Result<Lab> {
         self.did.push("restore".into());
         let bench = self.bench;
         let (options, redactor) = (&bench.options, &bench.redactor);

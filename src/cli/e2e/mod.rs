@@ -47,6 +47,7 @@ async fn act(work: Work, args: E2e) -> Result<()> {
     // What is wrong with the input is said before anything is installed, fetched or booted.
     let root = Root::find(&work.env)?;
     let spec = LabSpec::load(&root.lab(&args.lab, &work.env.cwd)?)?;
+    warm::symbolic_plan(&spec)?;
     let manifests = load_dir(&root.images())?;
     let wanted = Wanted::of(&args, &manifests, &work.env.cwd)?;
     for node in &spec.nodes {

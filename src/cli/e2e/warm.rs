@@ -5,7 +5,7 @@ use super::topology::{self, Networks};
 use super::{evidence, second_run};
 use crate::cli::args::E2e;
 use crate::cli::session::Work;
-use crate::engine::plan::Stage;
+use crate::engine::plan::{Plan, Stage};
 use crate::error::{Context, Kind, Result};
 use crate::images::build::Built;
 use crate::lab::accel::Accel;
@@ -34,12 +34,7 @@ pub fn rungs_of(
     accel: Accel,
     images: &BTreeMap<String, BootImage>,
 ) -> Result<Vec<Rung>> {
-    // Keys are no part of a plan that is symbolic.
-    let none = NodeKey { private: Secret::new(""), public: String::new() };
-    let user = crate::lab::seed::LOGIN.into();
-    let login = Login { user, authorized_keys: Vec::new(), node_key: none };
-    let topology = topology::of(spec, &Networks::of(spec)?, login, |_| String::new())?;
-    let plan = roles::symbolic_plan(&topology)?;
+    let plan = symbolic_plan(spec)?;
     let images: BTreeMap<&str, Image> = images
         .iter()
         .map(|(name, boot)| Ok((name.as_str(), image(boot)?)))
@@ -51,6 +46,16 @@ pub fn rungs_of(
     let options = LabOptions { run_root, hypervisor, accel, keep: false, logs: None };
     let made = lab::inputs(spec, &platform, &options, of)?;
     Ok(rungs(made, &roles::Stage::ORDER.map(Into::into), &plan))
+}
+
+/// The plan of a cloud on the lab `spec`, which refuses a lab that can carry none.
+pub fn symbolic_plan(spec: &LabSpec) -> Result<Plan> {
+    // Keys are no part of a plan that is symbolic.
+    let none = NodeKey { private: Secret::new(""), public: String::new() };
+    let user = crate::lab::seed::LOGIN.into();
+    let login = Login { user, authorized_keys: Vec::new(), node_key: none };
+    let topology = topology::of(spec, &Networks::of(spec)?, login, |_| String::new())?;
+    roles::symbolic_plan(&topology)
 }
 
 /// An image by its content: a fetched file is called by its digest, what was built by the digest of
@@ -129,8 +134,14 @@ impl Site for Ascent<'_> {
         self.work.events.phase("boot", rooms::boot(self.work, self.spec, &self.boot)).await
     }
 
-    async fn restore(&mut self, checkpoint: &Path) -> Result<Cluster> {
-        let restored = rooms::restore(self.work, &self.boot, checkpoint);
+    async fn restore(&mut self, stage: Stage, checkpoint: &Path) -> Result<Cluster> {
+        let restored = async {
+            let cluster = rooms::restore(self.work, &self.boot, checkpoint).await?;
+            if stage >= roles::Stage::Keystone.into() {
+                cluster.answers(self.work).await?;
+            }
+            Ok(cluster)
+        };
         self.work.events.phase("restore", restored).await
     }
 

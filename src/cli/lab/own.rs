@@ -16,7 +16,6 @@ use crate::lab::LabOptions;
 use crate::lab::admission::Reservation;
 use crate::lab::spec::LabSpec;
 use crate::secret::Redactor;
-use crate::supervisor::cloud::Cloud;
 use crate::supervisor::owner::Running;
 use crate::supervisor::protocol::Refusal;
 use crate::supervisor::starter::News;
@@ -156,9 +155,7 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
             owner.doing("restoring a checkpoint");
             let patience = work.patience();
             let restored = seam::restore(from, &options, &patience, &work.redactor);
-            let (lab, notes) = work.events.phase("restore", restored).await?;
-            let cloud = Cloud::of_notes(&notes);
-            cloud.iter().for_each(|cloud| cloud.hide_in(&work.redactor));
+            let (lab, cloud) = work.events.phase("restore", restored).await?;
             return Ok(Running { lab, options, cloud, proxy_command, room });
         }
     };

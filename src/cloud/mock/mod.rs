@@ -173,8 +173,8 @@ impl Mock {
                 Daemon::new("neutron-openvswitch-agent", "openstack2"),
             ],
             compute_services: vec![Daemon::new("nova-compute", "openstack2")],
-            compute_host: "openstack2".into(),
-            tunnel: (HOST, COMPUTE),
+            hypervisors: [("openstack2".to_owned(), COMPUTE)].into(),
+            network_tunnel: HOST,
             image: Image {
                 path: image.into(),
                 name: "probe-guest".into(),

@@ -48,6 +48,7 @@ pub struct Context {
     pub(super) router_address: Option<Ipv4Addr>,
     pub(super) group: Option<String>,
     pub(super) server: Option<String>,
+    pub(super) host: Option<String>,
     pub(super) port: Option<InstancePort>,
     pub(super) dhcp: Option<Ipv4Addr>,
     pub(super) vxlan: Option<Watch>,
@@ -102,6 +103,7 @@ impl Context {
             router_address: None,
             group: None,
             server: None,
+            host: None,
             port: None,
             dhcp: None,
             vxlan: None,
@@ -123,6 +125,16 @@ impl Context {
     }
     pub(super) fn server(&self) -> Result<&str> {
         known(&self.server, "the server").map(String::as_str)
+    }
+    /// The hypervisor that the instance runs on.
+    pub(super) fn host(&self) -> Result<&str> {
+        known(&self.host, "the server's host").map(String::as_str)
+    }
+    /// Tunnel addresses of the network node and of the instance's hypervisor.
+    pub(super) fn tunnel(&self) -> Result<(Ipv4Addr, Ipv4Addr)> {
+        let there = self.inputs.hypervisors.get(self.host()?);
+        let there = there.ok_or_else(|| Error::internal("a host that was not declared"))?;
+        Ok((self.inputs.network_tunnel, *there))
     }
     pub(super) fn port(&self) -> Result<&InstancePort> {
         known(&self.port, "the server's port")

@@ -101,11 +101,11 @@ pub struct ProofInputs {
     pub agents: Vec<Daemon>,
     /// Nova services that must be up.
     pub compute_services: Vec<Daemon>,
-    /// The hypervisor that the instance must run on.
-    pub compute_host: String,
-    /// Tunnel addresses of the network node and of the compute node; the same address twice where
-    /// one node is both, and then no VXLAN is expected on the wire.
-    pub tunnel: (Ipv4Addr, Ipv4Addr),
+    /// The hypervisors with their tunnel addresses: all must be up, and the instance runs on one.
+    pub hypervisors: BTreeMap<String, Ipv4Addr>,
+    /// The tunnel address of the network node. Where it is the instance's hypervisor's too, no
+    /// VXLAN is expected on the wire.
+    pub network_tunnel: Ipv4Addr,
     pub image: Image,
     pub subnets: Subnets,
     /// Leaves the network `public` in place for a cloud that is kept.

@@ -27,7 +27,7 @@ impl Site for Fake {
         self.act("boot".into())?;
         Ok(vec!["booted".into()])
     }
-    async fn restore(&mut self, checkpoint: &Path) -> Result<Vec<String>> {
+    async fn restore(&mut self, _stage: Stage, checkpoint: &Path) -> Result<Vec<String>> {
         let text = fs::read_to_string(checkpoint.join("lab")).unwrap();
         let lab: Vec<String> = text.lines().map(str::to_owned).collect();
         self.act(format!("restore {}", lab.last().unwrap()))?;

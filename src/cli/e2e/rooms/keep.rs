@@ -48,6 +48,13 @@ impl Cluster {
         self.set_clocks(work, &unstepped).await
     }
 
+    /// Waits for the first answer of a cloud that was restored. The agents' heartbeats are looked
+    /// at by the proof.
+    pub async fn answers(&self, work: &Work) -> Result<()> {
+        let asleep = self.declare(work)?.cloud().asleep(&self.lab)?;
+        asleep.token(&work.patience(), &work.redactor).await.map(drop)
+    }
+
     /// For nodes without a guest agent.
     async fn set_clocks(&self, work: &Work, nodes: &[String]) -> Result<()> {
         let these = |name: &str| nodes.iter().any(|n| n == name);

@@ -333,7 +333,7 @@ impl Cluster {
         let spec = self.lab.spec();
         with_role(spec, "controller")?;
         let network = with_role(spec, "network")?;
-        let compute = with_role(spec, "compute")?;
+        with_role(spec, "compute")?;
         let address = |node: &NodeSpec| {
             node.address_on("management").ok_or_else(|| {
                 Error::input(format!("{} has no address on `management`", node.name))
@@ -355,8 +355,10 @@ impl Cluster {
                 .into(),
             agents: agents(spec),
             compute_services: compute_services(spec),
-            compute_host: compute.name.clone(),
-            tunnel: (address(network)?, address(compute)?),
+            hypervisors: having(spec, "compute")
+                .map(|node| Ok((node.name.clone(), address(node)?)))
+                .collect::<Result<_>>()?,
+            network_tunnel: address(network)?,
             image: proof::Image {
                 path: instance.disk.clone(),
                 name: instance.name.clone(),

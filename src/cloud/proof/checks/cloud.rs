@@ -9,6 +9,7 @@ use crate::cloud::proof::story::Finding;
 use crate::cloud::url::Url;
 use crate::error::Result;
 use crate::wait::Poll;
+use std::fmt::Write;
 
 pub async fn token(c: &mut Context) -> Result<Finding> {
     let session = c.login(c.inputs.admin.clone()).await?;
@@ -106,21 +107,25 @@ pub async fn compute_services(c: &mut Context) -> Result<Finding> {
             roll_call(expected, listed.collect())
         })
         .await?;
-    let host = &c.inputs.compute_host;
     let hypervisors = Compute(admin).hypervisors().await?;
     let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-    let Some(found) = hypervisors.iter().find(|h| short(&h.host) == short(host)) else {
-        let names: Vec<_> = hypervisors.iter().map(|h| h.host.as_str()).collect();
-        return Err(wrong(format!("no hypervisor on `{host}`; there are: {names:?}"))
-            .hint("run `nova-manage cell_v2 discover_hosts` on the controller"));
-    };
-    if found.state != "up" {
-        return Err(wrong(format!("the hypervisor on `{host}` is {}", found.state)));
+    let mut seen = services;
+    for host in c.inputs.hypervisors.keys() {
+        let Some(found) = hypervisors.iter().find(|h| short(&h.host) == short(host)) else {
+            let names: Vec<_> = hypervisors.iter().map(|h| h.host.as_str()).collect();
+            return Err(wrong(format!("no hypervisor on `{host}`; there are: {names:?}"))
+                .hint("run `nova-manage cell_v2 discover_hosts` on the controller"));
+        };
+        if found.state != "up" {
+            return Err(wrong(format!("the hypervisor on `{host}` is {}", found.state)));
+        }
+        let _ = write!(
+            seen,
+            "; hypervisor {} ({}, {} vCPUs, {} MiB) up",
+            found.host, found.hypervisor_type, found.vcpus, found.memory_mb
+        );
     }
-    pass(format!(
-        "{services}; hypervisor {} ({}, {} vCPUs, {} MiB) up",
-        found.host, found.hypervisor_type, found.vcpus, found.memory_mb
-    ))
+    pass(seen)
 }
 
 /// Everybody who must be there is, and nobody who is there is dead: a second, dead registration is

@@ -35,12 +35,15 @@ pub async fn active(c: &mut Context) -> Result<Finding> {
     // The image is copied to the host first.
     let nominal = 40 + c.inputs.image.virtual_size / (100 << 20);
     let server = until_active(c, &admin, &id, "the server to be active", nominal).await?;
-    let expected = &c.inputs.compute_host;
     let host = server.host.unwrap_or_default();
-    if host != *expected {
-        return Err(wrong(format!("it runs on `{host}` instead of `{expected}`")));
+    if !c.inputs.hypervisors.contains_key(&host) {
+        let declared: Vec<_> = c.inputs.hypervisors.keys().map(String::as_str).collect();
+        let declared = declared.join("` or `");
+        return Err(wrong(format!("it runs on `{host}` instead of `{declared}`")));
     }
-    pass(format!("ACTIVE on {host}"))
+    let seen = format!("ACTIVE on {host}");
+    c.host = Some(host);
+    pass(seen)
 }
 
 /// Waits for ACTIVE with no task in progress; ends at once at ERROR and at a port that failed.
@@ -77,7 +80,7 @@ pub async fn ports(c: &mut Context) -> Result<Finding> {
     let admin = c.admin()?;
     let server = c.server()?;
     let network = known(&c.network, "the network")?;
-    let host = c.inputs.compute_host.as_str();
+    let host = c.host()?;
     let (port, dhcp) = c
         .until("the instance's port and the DHCP port to be active", 30, 3, || async move {
             let net = Net(admin);
@@ -108,7 +111,7 @@ pub async fn ports(c: &mut Context) -> Result<Finding> {
     let address = |p: &crate::cloud::network::Port| p.fixed_ips.first().map(|f| f.ip_address);
     let fixed = address(&port).ok_or_else(|| wrong("the instance's port has no address"))?;
     let served = address(&dhcp).ok_or_else(|| wrong("the DHCP port has no address"))?;
-    let (net_node, compute) = c.inputs.tunnel;
+    let (net_node, compute) = c.tunnel()?;
     let mac = vxlan::mac(&port.mac_address)
         .ok_or_else(|| wrong(format!("`{}` is no hardware address", port.mac_address)))?;
     let vni = network.segment.ok_or_else(|| wrong("`intnet` has no segmentation id"))?;
@@ -224,7 +227,7 @@ pub async fn reboot(c: &mut Context) -> Result<Finding> {
     if fixed != Some(c.port()?.address) || attached.and_then(|f| f.fixed_ip_address) != fixed {
         return Err(wrong(format!("its addresses changed: it has {fixed:?} now")));
     }
-    if server.host.as_ref() != Some(&c.inputs.compute_host) {
+    if server.host.as_deref() != Some(c.host()?) {
         return Err(wrong(format!("it moved to {:?}", server.host)));
     }
     pass(format!(

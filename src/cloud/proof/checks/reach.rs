@@ -307,7 +307,7 @@ pub async fn inside(c: &mut Context) -> Result<Finding> {
 }
 
 pub async fn vxlan(c: &mut Context) -> Result<Finding> {
-    let (network, compute) = c.inputs.tunnel;
+    let (network, compute) = c.tunnel()?;
     if network == compute {
         return Ok(Finding::Skip("network node and compute node are one: no tunnel".into()));
     }

@@ -1,6 +1,7 @@
 //! `stackproof bench`: numbers beside their peers, as a table and as JSON.
 
 mod race;
+mod restore;
 mod switch;
 mod vde;
 
@@ -98,8 +99,13 @@ async fn measure(work: Work, args: Bench) -> Result<Results> {
                 .doing(Kind::Internal, || "the measurement ended".into())?
         })
         .await?;
-    let (frames, not_run) = work.events.phase("switch", switch::measure(&work)).await?;
+    let (frames, mut not_run) = work.events.phase("switch", switch::measure(&work)).await?;
     results.extend(frames);
+    if !args.no_boot {
+        let (restored, absent) = work.events.phase("restore", restore::measure(&work)).await?;
+        results.extend(restored);
+        not_run.extend(absent);
+    }
     if let Some(e2e) = &e2e {
         results.extend(of_e2e(e2e));
     }

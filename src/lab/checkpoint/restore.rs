@@ -62,6 +62,12 @@ impl Checkpoint {
         &self.spec
     }
 
+    /// The memory of each of its machines.
+    pub fn memories(&self) -> Vec<PathBuf> {
+        let of = |n: &NodeRecord| self.folder.join(&n.name).join(manifest::MEMORY);
+        self.manifest.nodes.iter().map(of).collect()
+    }
+
     /// Says why it cannot be restored here: another QEMU, accelerator, processor or virtual
     /// hardware; files missing, cut off or changed; an image gone or changed. Milliseconds.
     pub fn check(&self, options: &LabOptions) -> Result<()> {

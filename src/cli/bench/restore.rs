@@ -1,0 +1,178 @@
+//! A cloud restored, beside the reading of the same memory from the same files.
+
+use super::Number;
+use crate::cli::e2e;
+use crate::cli::record::NotRun;
+use crate::cli::session::Work;
+use crate::error::{Context, Kind, Result};
+use crate::lab::checkpoint::Checkpoint;
+use crate::lab::{Lab, LabOptions};
+use crate::layers::{Held, Layers};
+use rustix::fs::{Advice, SeekFrom, fadvise, seek};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// A cloud's memory is some gigabytes: more tries would take long and tell little.
+const TRIES: usize = 2;
+/// What is read at once.
+const PIECE: usize = 1 << 20;
+const STAGE: &str = "cloud-ready";
+
+/// Where the memory files are when they are wanted.
+#[derive(Clone, Copy)]
+enum From {
+    Disk,
+    PageCache,
+}
+
+impl From {
+    fn text(self) -> &'static str {
+        match self {
+            From::Disk => "from disk",
+            From::PageCache => "from the page cache",
+        }
+    }
+}
+
+/// Rows for the last used cloud, if there is one.
+pub async fn measure(work: &Work) -> Result<(Vec<Number>, Option<NotRun>)> {
+    let Some((held, lab)) = last_used(work)? else {
+        let reason = format!("no layer {STAGE} is kept: run `make e2e`");
+        return Ok((Vec::new(), Some(NotRun { name: "restore of a cloud".into(), reason })));
+    };
+    let hypervisor = e2e::hypervisor().await?;
+    let accel = e2e::accelerator(work, &hypervisor).await?;
+    let logs = tempfile::tempdir().doing(Kind::Host, || "a folder for consoles".into())?;
+    let run_root = e2e::runs(&work.env.store);
+    let logs = Some(logs.path().to_owned());
+    let options = LabOptions { run_root, hypervisor, accel, keep: false, logs };
+    let saved = Checkpoint::open(&held.checkpoint())?;
+    let _room = e2e::reserve(work, saved.spec(), true).await?;
+    let files = saved.memories();
+    let mut rows = Vec::new();
+    for from in [From::Disk, From::PageCache] {
+        let (mut restored, mut read, mut bytes) = (f64::MAX, f64::MAX, 0);
+        for _ in 0..TRIES {
+            let (seconds, count) = prepared(&files, from, || read_all(&files)).await?;
+            (read, bytes) = (read.min(seconds), count);
+            restored = restored.min(restore(work, &held, &options, &files, from).await?);
+        }
+        let gib = bytes as f64 / f64::from(1 << 30);
+        rows.push(
+            Number::new(format!("restore of {lab} {}", from.text()), restored, "s")
+                .beside(format!("reading its {gib:.1} GiB of memory"), read),
+        );
+    }
+    Ok((rows, None))
+}
+
+fn last_used(work: &Work) -> Result<Option<(Held, String)>> {
+    let layers = Layers::open(&work.env.store)?;
+    for layer in layers.all()?.into_iter().filter(|l| l.about.stage == STAGE) {
+        if let Some(held) = layers.find(&layer.key)? {
+            return Ok(Some((held, layer.about.lab)));
+        }
+    }
+    Ok(None)
+}
+
+/// The seconds until all machines run with their clocks set.
+async fn restore(
+    work: &Work,
+    held: &Held,
+    options: &LabOptions,
+    files: &[PathBuf],
+    from: From,
+) -> Result<f64> {
+    prepared(files, from, || Ok(())).await?;
+    let start = Instant::now();
+    let folder = held.checkpoint();
+    let restored = Lab::restore(&folder, options, &work.patience(), &work.redactor).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    restored.lab.stop().await?;
+    Ok(seconds)
+}
+
+/// The files where they are wanted; then the seconds that `then` takes, and what it returns.
+async fn prepared<T: Send + 'static>(
+    files: &[PathBuf],
+    from: From,
+    then: impl Fn() -> io::Result<T>,
+) -> Result<(f64, T)> {
+    let cannot = || "the memory files of a layer".to_owned();
+    match from {
+        From::Disk => drop_cached(files).doing(Kind::Host, cannot)?,
+        From::PageCache => drop(read_all(files).doing(Kind::Host, cannot)?),
+    }
+    let start = Instant::now();
+    let out = then().doing(Kind::Host, cannot)?;
+    Ok((start.elapsed().as_secs_f64(), out))
+}
+
+fn drop_cached(files: &[PathBuf]) -> io::Result<()> {
+    for file in files {
+        let file = File::open(file)?;
+        // What is not yet on the disk would stay.
+        file.sync_all()?;
+        fadvise(&file, 0, None, Advice::DontNeed)?;
+    }
+    Ok(())
+}
+
+/// Reads what is in the files and not in their holes, all files at once as machines do it. Returns
+/// the bytes.
+fn read_all(files: &[PathBuf]) -> io::Result<u64> {
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = files.iter().map(|f| scope.spawn(move || read(f))).collect();
+        let counts = readers
+            .into_iter()
+            .map(|r| r.join().unwrap_or_else(|_| Err(io::Error::other("a reader panicked"))));
+        counts.sum()
+    })
+}
+
+fn read(path: &Path) -> io::Result<u64> {
+    let (file, mut piece) = (File::open(path)?, vec![0; PIECE]);
+    let (mut at, mut count) = (0, 0);
+    loop {
+        let data = match seek(&file, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // Nothing but a hole is left.
+            Err(rustix::io::Errno::NXIO) => return Ok(count),
+            Err(e) => return Err(e.into()),
+        };
+        let hole = seek(&file, SeekFrom::Hole(data))?;
+        seek(&file, SeekFrom::Start(data))?;
+        let mut left = (&file).take(hole - data);
+        loop {
+            match left.read(&mut piece)? {
+                0 => break,
+                n => count += n as u64,
+            }
+        }
+        at = hole;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Seek, Write};
+
+    #[test]
+    fn holes_are_not_read_and_data_is_counted() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[1; 8192]).unwrap();
+        file.seek(io::SeekFrom::Start(64 << 20)).unwrap();
+        file.write_all(&[2; 8192]).unwrap();
+        file.as_file().sync_all().unwrap();
+        let files = [file.path().to_owned(), file.path().to_owned()];
+        let count = read_all(&files).unwrap();
+        // A file system without holes has data everywhere.
+        assert!(count == 2 * 16384 || count == 2 * ((64 << 20) + 8192), "{count}");
+        drop_cached(&files).unwrap();
+        assert_eq!(read_all(&files).unwrap(), count);
+    }
+}

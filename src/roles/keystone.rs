@@ -25,6 +25,9 @@ pub fn steps(cx: Context) -> Vec<Step> {
                 "enabled" => "true",
                 "backend" => "dogpile.cache.pymemcache",
                 "memcache_servers" => format!("{}:11211", host.address),
+                // Each thread finds its connection closed once after a restart of memcached, and
+                // fails its request without a second try.
+                "enable_retry_client" => "true",
             ],
         )
         // Every password is 128 random bits: more rounds would cost seconds a login under

@@ -3,7 +3,7 @@
 
 use super::base::PROFILE_LOCALE;
 use super::foundation::{ETCD_CLIENT, MEMCACHED_CONF};
-use super::topology::{Host, Topology};
+use super::topology::{Host, Role, Topology};
 use super::units;
 
 /// One thing that must be seen on a node.
@@ -152,6 +152,25 @@ fn of_node(topology: &Topology, host: &Host) -> Vec<Fact> {
             Judge::Only("running"),
         ),
     ];
+    if let Some(nic) = &host.external_nic {
+        facts.push(fact(
+            "S1.1 no address outside",
+            host,
+            format!("echo \"$(ip -o -4 addr show dev {nic} | wc -l) on $(cat /sys/class/net/{nic}/ifindex >/dev/null && echo {nic})\""),
+            Judge::Lines(vec![format!("0 on {nic}")]),
+        ));
+    }
+    if host.has(Role::Network) || host.has(Role::Compute) {
+        facts.push(bridges(host));
+    }
+    if !host.has(Role::Controller) {
+        facts.push(fact(
+            "S2.6 MariaDB's client and PyMySQL",
+            host,
+            "command -v mariadb; python3 -c 'import pymysql; print(pymysql.__name__)'",
+            Judge::Lines(vec!["/usr/bin/mariadb".into(), "pymysql".into()]),
+        ));
+    }
     if !others.is_empty() {
         facts.push(fact(
             "S1.9 key login to the other nodes",
@@ -168,13 +187,28 @@ fn of_node(topology: &Topology, host: &Host) -> Vec<Fact> {
     facts
 }
 
+/// The switch's bridges with the patches between them.
+fn bridges(host: &Host) -> Fact {
+    let mut wanted = vec!["br-int", "br-tun", "br-int patch-tun", "br-tun patch-int"];
+    if host.has(Role::Network) {
+        wanted.extend(["br-ex", "br-ex phy-br-ex", "br-int int-br-ex"]);
+    }
+    fact(
+        "S4.8 bridges",
+        host,
+        "for b in $(ovs-vsctl list-br); do echo $b; ovs-vsctl list-ports $b | sed \"s/^/$b /\"; done",
+        Judge::Lines(wanted.into_iter().map(str::to_owned).collect()),
+    )
+}
+
 fn of_controller(host: &Host) -> Vec<Fact> {
     let address = host.address;
     let mariadb = "mariadb -N -B -e \"SELECT 'bind_address', @@bind_address UNION ALL \
         SELECT 'default_storage_engine', @@default_storage_engine UNION ALL \
         SELECT 'innodb_file_per_table', @@innodb_file_per_table UNION ALL \
         SELECT 'max_connections', @@max_connections UNION ALL \
-        SELECT 'character_set_server', @@character_set_server\" | tr '\\t' ' '";
+        SELECT 'character_set_server', @@character_set_server UNION ALL \
+        SELECT 'collation_server', @@collation_server\" | tr '\\t' ' '";
     let store = format!(
         "bash -c 'exec 3<>/dev/tcp/{address}/11211; \
          printf \"set stackproof 0 60 6\\r\\nstored\\r\\nget stackproof\\r\\ndelete stackproof\\r\\nquit\\r\\n\" >&3; \
@@ -188,6 +222,26 @@ fn of_controller(host: &Host) -> Vec<Fact> {
                 "curl -sS -m 60 http://{address}:{ETCD_CLIENT}/health | grep -o '\"health\":\"[a-z]*\"'"
             ),
             Judge::Lines(vec!["\"health\":\"true\"".into()]),
+        ),
+        fact(
+            "S2.2 etcd member",
+            host,
+            // Its own client is in another package.
+            format!(
+                "curl -sS -m 60 -d '{{}}' http://{address}:{ETCD_CLIENT}/v3/cluster/member/list \
+                 | grep -o '\"\\(name\\|peerURLs\\|clientURLs\\)\":[^]}},]*'"
+            ),
+            Judge::Lines(vec![
+                "\"name\":\"controller\"".into(),
+                format!("\"peerURLs\":[\"http://{address}:2380\""),
+                format!("\"clientURLs\":[\"http://{address}:{ETCD_CLIENT}\""),
+            ]),
+        ),
+        fact(
+            "S2.4 RabbitMQ",
+            host,
+            "rabbitmqctl -q list_users | cut -f1; rabbitmqctl -q list_permissions -p / | tr '\\t' ' '",
+            Judge::Lines(vec!["openstack".into(), "openstack .* .* .*".into()]),
         ),
         fact(
             "S2.3 memcached",
@@ -207,6 +261,7 @@ fn of_controller(host: &Host) -> Vec<Fact> {
                 "innodb_file_per_table 1".into(),
                 "max_connections 4096".into(),
                 "character_set_server utf8mb3".into(),
+                "collation_server utf8mb3_general_ci".into(),
             ]),
         ),
     ]
@@ -215,7 +270,6 @@ fn of_controller(host: &Host) -> Vec<Fact> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::roles::topology::Role;
     use crate::roles::topology::tests::two_nodes;
 
     #[test]

@@ -1,7 +1,8 @@
 //! The instance and the world around it: what answers, and what does not.
 
-use super::{COMPUTE, FIXED, FLOATING, HOST, INSTANCE_MAC, Mock, ROUTER, State, VNI};
+use super::{COMPUTE, DHCP, FIXED, FLOATING, HOST, INSTANCE_MAC, Mock, ROUTER, State, VNI};
 use crate::cloud::proof::login::{HostKey, KeyPair, Login, Ran, Refusal, Shell};
+use crate::cloud::proof::nodes::Nodes;
 use crate::cloud::proof::outside::{Outside, Wanted, Wire};
 use crate::cloud::proof::vxlan;
 use crate::cloud::{Later, Stream};
@@ -192,6 +193,53 @@ impl Wire for Mock {
     fn tap(&self, wanted: Wanted) -> mpsc::Receiver<Bytes> {
         self.with(|s| s.taps.push(wanted));
         mpsc::channel(1).1
+    }
+}
+
+impl Nodes for Mock {
+    fn run<'a>(&'a self, node: &'a str, script: String) -> Later<'a, Result<Ran>> {
+        Box::pin(async move {
+            assert_eq!(node, "openstack1", "namespaces are on the network node");
+            let stdout = self.with(|s| s.inside(&script));
+            Ok(Ran { status: Some(0), stdout, stderr: String::new() })
+        })
+    }
+}
+
+impl State {
+    /// What the network node says, to whatever of it is asked.
+    fn inside(&self, script: &str) -> String {
+        let named = |prefix: &str| {
+            let at = script.find(prefix).expect("the namespace is named");
+            script[at..].split_whitespace().next().unwrap_or_default().to_owned()
+        };
+        let echo = |whom: &str| format!("@@stackproof {whom}\n64 bytes from x: seq=0 time=1 ms\n");
+        let mut out = String::new();
+        if script.contains("ip netns list") {
+            out += &format!("@@stackproof namespaces\n{} (id: 1)\n", named("qrouter-"));
+            if !self.faults.no_dhcp_namespace {
+                out += &format!("{} (id: 0)\n", named("qdhcp-"));
+            }
+            out += &format!(
+                "@@stackproof router\n7: qr-1    inet 10.5.5.1/24 x\n8: qg-1    inet {ROUTER}/24 x\n\
+                 @@stackproof port\n9: tap1    inet {DHCP}/24 x\n"
+            );
+            out += &echo("gateway");
+        }
+        out += &echo("dhcp");
+        if self.has_rule("icmp") || self.faults.leaky_inside {
+            out += &echo("instance");
+        }
+        let state = match self.faults.neighbour_incomplete {
+            true => "INCOMPLETE".to_owned(),
+            false => format!("lladdr {INSTANCE_MAC} REACHABLE"),
+        };
+        out += &format!("@@stackproof neighbour\n{FIXED} dev qr-1 {state}\n");
+        if script.contains("ssh -i") && self.has_rule("tcp") {
+            let boot = if self.faults.another_inside { 9 } else { self.boots };
+            out += &format!("@@stackproof mode\n600\n@@stackproof boot\nboot-id-{boot}\n");
+        }
+        out + "@@stackproof end\n"
     }
 }
 

@@ -25,6 +25,7 @@ pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 103, 11);
 pub const COMPUTE: Ipv4Addr = Ipv4Addr::new(192, 168, 103, 12);
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 101);
 pub const FLOATING: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 105);
+pub const DHCP: Ipv4Addr = Ipv4Addr::new(10, 5, 5, 2);
 pub const FIXED: Ipv4Addr = Ipv4Addr::new(10, 5, 5, 12);
 pub const INSTANCE_MAC: &str = "fa:16:3e:00:00:0c";
 pub const VNI: u32 = 7;
@@ -57,6 +58,14 @@ pub struct Faults {
     pub guest_mtu: Option<u32>,
     pub no_metadata_address: bool,
     pub no_vxlan: bool,
+    /// The DHCP agent made no namespace.
+    pub no_dhcp_namespace: bool,
+    /// The instance answers in the router's namespace though no rule lets it in.
+    pub leaky_inside: bool,
+    /// The router does not find the instance on its network.
+    pub neighbour_incomplete: bool,
+    /// SSH from the router's namespace reaches another machine.
+    pub another_inside: bool,
     pub fixed_reachable: bool,
     pub reboot_does_nothing: bool,
     pub new_host_key_after_reboot: bool,
@@ -156,7 +165,13 @@ impl Mock {
 
     pub fn world(&self) -> World {
         let mock = Arc::new(self.clone());
-        World { api: mock.clone(), outside: mock.clone(), login: mock.clone(), wire: mock }
+        World {
+            api: mock.clone(),
+            outside: mock.clone(),
+            login: mock.clone(),
+            wire: mock.clone(),
+            nodes: mock,
+        }
     }
 
     pub fn inputs(&self, image: &std::path::Path, events: Events, death: Death) -> ProofInputs {
@@ -174,6 +189,7 @@ impl Mock {
             ],
             compute_services: vec![Daemon::new("nova-compute", "openstack2")],
             hypervisors: [("openstack2".to_owned(), COMPUTE)].into(),
+            network_node: "openstack1".into(),
             network_tunnel: HOST,
             image: Image {
                 path: image.into(),

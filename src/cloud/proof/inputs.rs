@@ -2,6 +2,7 @@
 
 use super::console::ConsoleStyle;
 use super::login::Login;
+use super::nodes::Nodes;
 use super::outside::{Outside, Wire};
 use crate::cloud::http::Connector;
 use crate::cloud::session::Credentials;
@@ -103,6 +104,8 @@ pub struct ProofInputs {
     pub compute_services: Vec<Daemon>,
     /// The hypervisors with their tunnel addresses: all must be up, and the instance runs on one.
     pub hypervisors: BTreeMap<String, Ipv4Addr>,
+    /// Where routers and DHCP are.
+    pub network_node: String,
     /// The tunnel address of the network node. Where it is the instance's hypervisor's too, no
     /// VXLAN is expected on the wire.
     pub network_tunnel: Ipv4Addr,
@@ -126,6 +129,8 @@ pub struct World {
     pub login: Arc<dyn Login>,
     /// The network that carries the tunnels.
     pub wire: Arc<dyn Wire>,
+    /// To the nodes, as root.
+    pub nodes: Arc<dyn Nodes>,
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod guest;
 pub mod inputs;
 mod ledger;
 pub mod login;
+pub mod nodes;
 pub mod outside;
 mod silence;
 pub mod story;

@@ -1,6 +1,6 @@
 //! The proof in order.
 
-use super::checks::{cloud, end, instance, network, people, reach};
+use super::checks::{cloud, end, instance, namespace, network, people, reach};
 use super::context::Context;
 use crate::cloud::Later;
 use crate::error::Result;
@@ -61,16 +61,23 @@ pub const STORY: &[Step] = story! {
         "S3.3 key pair", "S3.4 router answers outside", "S4.9 security group without ingress",
     ] => instance::active;
     "S4.8 ports bound and active" after ["S3.3 server active on its host"] => instance::ports;
+    "S3.6 namespaces of router and DHCP" after
+        ["S4.8 ports bound and active"] => namespace::router_and_dhcp;
     "S4.11 console log" after ["S4.8 ports bound and active"] => instance::console;
     "S3.8 floating IP" after ["S4.8 ports bound and active"] => reach::floating_ip;
 
     // From outside.
     "S3.7 silence without ingress rules" after
         ["S4.11 console log", "S3.8 floating IP"] => reach::silence_without_rules;
+    "S3.7 silence in the router's namespace" after
+        ["S4.11 console log", "S3.6 namespaces of router and DHCP"] => namespace::silence;
     "S3.7 ping answers once ICMP is let in" after
         ["S3.7 silence without ingress rules"] => reach::ping;
     "S3.9 SSH login returns the nonce" after
         ["S3.7 ping answers once ICMP is let in"] => reach::ssh;
+    "S3.9 ping and SSH from the router's namespace" after
+        ["S3.9 SSH login returns the nonce", "S3.7 silence in the router's namespace"]
+        => namespace::reach;
     "S4.12 guest sees its address and MTU" after
         ["S3.9 SSH login returns the nonce"] => reach::guest_view;
     "S4.11 gateway and metadata answer inside" after

@@ -168,6 +168,14 @@ macro_rules! finds {
 }
 
 finds! {
+    a_namespace_that_was_not_made_is_found: no_dhcp_namespace = true =>
+        "S3.6 namespaces of router and DHCP", "no namespace qdhcp-";
+    an_instance_that_answers_the_router_without_a_rule_is_found: leaky_inside = true =>
+        "S3.7 silence in the router's namespace", "though no rule lets it in";
+    a_neighbour_that_the_router_does_not_find_makes_silence_worthless: neighbour_incomplete = true =>
+        "S3.7 silence in the router's namespace", "INCOMPLETE";
+    another_machine_behind_the_fixed_address_is_found: another_inside = true =>
+        "S3.9 ping and SSH from the router's namespace", "SSH returned `boot-id-9`";
     a_missing_service_is_found: no_placement = true =>
         "S4.4 catalog", "`placement` is not in the catalogue";
     a_dead_agent_is_found: dead_agent = true =>

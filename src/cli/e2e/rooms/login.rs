@@ -1,8 +1,11 @@
-//! The proof's SSH login, by the engine's SSH client.
+//! The proof's SSH login, by the engine's SSH client, and its look at the nodes.
 
 use crate::cloud::proof::login::{HostKey, KeyPair, Login, Ran, Refusal, Shell};
+use crate::cloud::proof::nodes::Nodes;
 use crate::cloud::{Later, Stream};
+use crate::engine::inventory::Node;
 use crate::engine::ssh::{self, Client, Key};
+use crate::engine::transport::Output;
 use crate::error::{Error, Result};
 
 pub struct SshLogin;
@@ -40,6 +43,28 @@ impl Login for SshLogin {
     }
 }
 
+/// The nodes by the engine's connections.
+pub struct OnNodes(pub Vec<Node>);
+
+impl Nodes for OnNodes {
+    fn run<'a>(&'a self, node: &'a str, script: String) -> Later<'a, Result<Ran>> {
+        Box::pin(async move {
+            let found = self.0.iter().find(|n| n.name == node);
+            let found = found.ok_or_else(|| Error::internal(format!("no node is named {node}")))?;
+            found.shell.script(script).await.map(ran)
+        })
+    }
+}
+
+fn ran(out: Output) -> Ran {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ran {
+        status: u32::try_from(out.status).ok(),
+        stdout: text(&out.stdout),
+        stderr: text(&out.stderr),
+    }
+}
+
 /// Type and key, without the comment.
 fn bare(line: &str) -> String {
     line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
@@ -51,15 +76,7 @@ impl Shell for LoggedIn {
     }
 
     fn run<'a>(&'a mut self, command: &'a str) -> Later<'a, Result<Ran>> {
-        Box::pin(async move {
-            let out = self.client.run(command, bytes::Bytes::new()).await?;
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            Ok(Ran {
-                status: u32::try_from(out.status).ok(),
-                stdout: text(&out.stdout),
-                stderr: text(&out.stderr),
-            })
-        })
+        Box::pin(async move { self.client.run(command, bytes::Bytes::new()).await.map(ran) })
     }
 }
 

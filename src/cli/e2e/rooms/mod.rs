@@ -307,6 +307,7 @@ impl Cluster {
             outside: Arc::new(leg(&self.lab, "external")?),
             login: Arc::new(login::SshLogin),
             wire: Arc::new(self.lab.switch().network("management")),
+            nodes: Arc::new(login::OnNodes(self.nodes.clone())),
         };
         let outcome = proof::prove(inputs, world).await?;
         let passed = outcome.passed();
@@ -358,6 +359,7 @@ impl Cluster {
             hypervisors: having(spec, "compute")
                 .map(|node| Ok((node.name.clone(), address(node)?)))
                 .collect::<Result<_>>()?,
+            network_node: network.name.clone(),
             network_tunnel: address(network)?,
             image: proof::Image {
                 path: instance.disk.clone(),

@@ -9,6 +9,7 @@ use crate::cloud::proof::story::Finding;
 use crate::cloud::url::Url;
 use crate::error::Result;
 use crate::wait::Poll;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 pub async fn token(c: &mut Context) -> Result<Finding> {
@@ -26,6 +27,7 @@ pub async fn catalog(c: &mut Context) -> Result<Finding> {
     let admin = c.admin()?;
     let catalog = admin.catalog();
     let (mut faults, mut seen) = (Vec::new(), Vec::new());
+    let mut asked = BTreeSet::new();
     for kind in &c.inputs.services {
         let Some(entry) = catalog.iter().find(|e| e.kind == *kind) else {
             faults.push(format!("service `{kind}` is not in the catalogue"));
@@ -40,7 +42,8 @@ pub async fn catalog(c: &mut Context) -> Result<Finding> {
                 faults.push(format!("`{kind}` has no {interface} endpoint in region `{region}`"));
                 continue;
             };
-            if interface == "public" {
+            // Where one URL serves several interfaces, it is asked once.
+            if asked.insert(endpoint.url.as_str()) {
                 match answers(c, &endpoint.url).await {
                     Ok(status) => seen.push(format!("{kind} {} ({status})", endpoint.url)),
                     Err(e) => faults.push(format!("{kind} {}: {e}", endpoint.url)),

@@ -3,6 +3,7 @@
 pub mod cloud;
 pub mod end;
 pub mod instance;
+pub mod namespace;
 pub mod network;
 pub mod people;
 pub mod reach;

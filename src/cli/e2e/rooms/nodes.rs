@@ -6,9 +6,9 @@ use crate::cli::session::Work;
 use crate::engine::apply::Report;
 use crate::engine::inventory::Node;
 use crate::error::{Error, Kind, Result};
-use crate::event::{Check, Event, Status};
+use crate::event::{Check, Event, Events, Status};
 use crate::roles::facts::{ByHand, Fact};
-use crate::wait::Poll;
+use crate::wait::{Patience, Poll};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
@@ -19,6 +19,8 @@ const AGAIN: Duration = Duration::from_secs(2);
 const REBOOTS: Duration = Duration::from_secs(90);
 /// From SSH until every service is as declared, on the reference machine.
 const WHOLE: Duration = Duration::from_secs(120);
+/// One short script on the reference machine.
+const SHORT: Duration = Duration::from_secs(10);
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 impl Cluster {
@@ -47,11 +49,7 @@ impl Cluster {
         let start = Instant::now();
         for change in &declared.by_hand {
             let node = self.of(&change.node)?;
-            let out = node.shell.script(format!("{{ {}; }}", change.shell)).await?;
-            if out.status != 0 {
-                return Err(Error::provision(format!("a file on {} was not changed", node.name))
-                    .evidence(out.stderr_tail(5)));
-            }
+            told(work, &node, "to have a file changed by hand", &change.shell).await?;
         }
         let report = self.apply(&declared.plan).await?;
         let seen = mended(&declared.by_hand, &report);
@@ -75,20 +73,16 @@ impl Cluster {
 
     async fn reboot(&self, work: &Work, declared: &Declared, node: &Node) -> Result<String> {
         let patience = work.patience();
-        let before = boot_id(node).await?;
+        let before = boot_id(work, node).await?;
         // Answered before it takes effect.
-        let asked = node.shell.script("{ systemctl --no-block reboot; }".into()).await?;
-        if asked.status != 0 {
-            return Err(Error::provision(format!("{} refused to reboot", node.name))
-                .evidence(asked.stderr_tail(5)));
-        }
+        told(work, node, "to take the order to reboot", "systemctl --no-block reboot").await?;
         let start = Instant::now();
         let what = format!("{} to be up again", node.name);
         let death = &self.lab.death();
         patience
             .until(&what, REBOOTS, AGAIN, death, || async {
                 node.shell.reset().await;
-                match boot_id(node).await {
+                match boot_id(work, node).await {
                     Ok(now) if now != before => Poll::Ready(()),
                     Ok(_) => Poll::NotYet("it has not gone down yet".into()),
                     Err(e) => Poll::NotYet(e.to_string()),
@@ -153,13 +147,22 @@ async fn look(node: &Node, fact: &Fact) -> Poll<String> {
     }
 }
 
-async fn boot_id(node: &Node) -> Result<String> {
-    let out = node.shell.script(format!("{{ cat {BOOT_ID}; }}")).await?;
-    let id = String::from_utf8_lossy(&out.stdout).trim().to_owned();
-    if out.status != 0 || id.is_empty() {
-        return Err(Error::provision(format!("{} has no boot id", node.name)));
+async fn boot_id(work: &Work, node: &Node) -> Result<String> {
+    told(work, node, "to say which boot it is", &format!("cat {BOOT_ID}")).await
+}
+
+/// Runs a short script on a node and returns what it printed.
+async fn told(work: &Work, node: &Node, what: &str, script: &str) -> Result<String> {
+    let (what, script) = (format!("{} {what}", node.name), format!("{{ {script}; }}"));
+    let run = async { node.shell.script(script).await };
+    // Too many to be shown as waits; the waits that they serve are shown.
+    let quiet = Patience::new(work.speed.clone(), Events::silent());
+    let out = quiet.within(&what, SHORT, &node.death, run).await?;
+    if out.status != 0 {
+        return Err(Error::provision(format!("waited for {what}, and it failed"))
+            .evidence(out.stderr_tail(5)));
     }
-    Ok(id)
+    Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
 
 /// What is not as declared, in one line.

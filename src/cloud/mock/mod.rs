@@ -57,7 +57,12 @@ pub struct Faults {
     pub guest_mtu: Option<u32>,
     pub no_metadata_address: bool,
     pub no_vxlan: bool,
-    pub fixed_reachable: bool,
+    /// The router answers ARP for the fixed address outside.
+    pub fixed_known_outside: bool,
+    /// The instance's packets leave the router as they are.
+    pub fixed_leaks: bool,
+    /// Nothing is seen on the external network.
+    pub blind_outside: bool,
     pub reboot_does_nothing: bool,
     pub new_host_key_after_reboot: bool,
     pub never_back: bool,
@@ -93,6 +98,7 @@ pub struct State {
     boots: u32,
     control_pings: u32,
     taps: Vec<Wanted>,
+    external_taps: Vec<Wanted>,
 }
 
 impl State {
@@ -156,7 +162,13 @@ impl Mock {
 
     pub fn world(&self) -> World {
         let mock = Arc::new(self.clone());
-        World { api: mock.clone(), outside: mock.clone(), login: mock.clone(), wire: mock }
+        World {
+            api: mock.clone(),
+            outside: mock.clone(),
+            login: mock.clone(),
+            wire: mock.clone(),
+            external: Arc::new(guest::External(mock)),
+        }
     }
 
     pub fn inputs(&self, image: &std::path::Path, events: Events, death: Death) -> ProofInputs {

@@ -126,6 +126,8 @@ pub struct World {
     pub login: Arc<dyn Login>,
     /// The network that carries the tunnels.
     pub wire: Arc<dyn Wire>,
+    /// The network that floating IPs are on.
+    pub external: Arc<dyn Wire>,
 }
 
 #[cfg(test)]

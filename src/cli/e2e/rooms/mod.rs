@@ -12,6 +12,7 @@ pub use keep::restore;
 use super::instance::Instance;
 use super::topology::{self, Networks};
 use crate::cli::host::setup;
+use crate::cli::record::NotRun;
 use crate::cli::session::Work;
 use crate::cloud::http::Connector;
 use crate::cloud::proof::console::ConsoleStyle;
@@ -25,7 +26,7 @@ use crate::engine::journal::Journal;
 use crate::engine::plan::{Plan, Stage};
 use crate::engine::ssh;
 use crate::engine::transport::{Connector as Reconnect, Ssh, Stream};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::images::store::Store;
 use crate::lab::accel::{self, Accel};
 use crate::lab::admission::{self, Ledger, Reservation, Room, Turn, Want};
@@ -106,7 +107,7 @@ pub struct Declared {
     pub plan: Arc<Plan>,
     pub facts: Vec<Fact>,
     pub by_hand: Vec<ByHand>,
-    /// The cloud's own, by name.
+    /// The cloud's own in every shape, by name.
     pub secrets: Vec<(String, Secret)>,
     /// Keystone's, as nodes reach it.
     pub auth_url: String,
@@ -212,7 +213,7 @@ fn leg(lab: &Lab, network: &str) -> Result<Leg> {
     lab.leg(network).cloned().ok_or_else(|| {
         Error::input(format!("the network `{network}` has no `outside` address"))
             .at(&lab.spec().file, None)
-            .hint("the proof needs a leg of ours on `management` and on `external`")
+            .hint("the proof needs a leg of ours on the nodes' network and on the external one")
     })
 }
 
@@ -258,7 +259,12 @@ impl Cluster {
             let key = &self.lab.node(name).expect("a node of this spec").host_key;
             key.to_openssh().expect("a host key can be written")
         };
-        topology::of(spec, &Networks::of(spec)?, login, host_key)
+        topology::of(spec, &self.networks()?, login, host_key)
+    }
+
+    /// The lab's networks by what they carry, whatever they are called.
+    fn networks(&self) -> Result<Networks> {
+        Networks::of(self.lab.spec())
     }
 
     /// What is left of the roles' plan between two stages.
@@ -280,7 +286,7 @@ impl Cluster {
             plan: Arc::new(roles::plan(&topology, secrets)?),
             facts: facts::facts(&topology),
             by_hand: facts::changes_by_hand(&topology),
-            secrets: secrets.iter().map(|(n, s)| (n.to_owned(), s.clone())).collect(),
+            secrets: secrets.forms().map(|(n, s)| (n.to_owned(), s)).collect(),
             auth_url: format!("http://{}:{}/v3", topology.controller().name, roles::KEYSTONE_PORT),
             admin,
             region: topology.region,
@@ -301,26 +307,24 @@ impl Cluster {
         keep: bool,
     ) -> Result<()> {
         let inputs = self.inputs(work, declared, instance, keep)?;
-        let management = leg(&self.lab, "management")?;
+        let networks = self.networks()?;
+        let management = leg(&self.lab, &networks.management)?;
         let world = World {
             api: Arc::new(management) as Arc<dyn Connector>,
-            outside: Arc::new(leg(&self.lab, "external")?),
+            outside: Arc::new(leg(&self.lab, &networks.external)?),
             login: Arc::new(login::SshLogin),
-            wire: Arc::new(self.lab.switch().network("management")),
+            wire: Arc::new(self.lab.switch().network(&networks.management)),
+            external: Arc::new(self.lab.switch().network(&networks.external)),
         };
         let outcome = proof::prove(inputs, world).await?;
-        let passed = outcome.passed();
-        let failure = outcome.first_failure().map(|check| {
-            Error::new(Kind::Proof, format!("`{}` failed", check.name))
-                .evidence(check.evidence.lines())
+        let error = outcome.error(&self.lab.death());
+        work.learn(|facts| {
+            let left_out = outcome.left_out.iter().cloned();
+            facts.not_run.extend(left_out.map(|(name, reason)| NotRun { name, reason }));
         });
         let logs = outcome.logs.into_iter().map(|(name, content)| Text { name, content });
         self.kept.lock().unwrap_or_else(|p| p.into_inner()).extend(logs);
-        match failure {
-            Some(e) => Err(e),
-            None if passed => Ok(()),
-            None => Err(Error::new(Kind::Proof, "not every check was run")),
-        }
+        error.map_or(Ok(()), Err)
     }
 
     fn inputs(
@@ -334,9 +338,10 @@ impl Cluster {
         with_role(spec, "controller")?;
         let network = with_role(spec, "network")?;
         with_role(spec, "compute")?;
+        let management = self.networks()?.management;
         let address = |node: &NodeSpec| {
-            node.address_on("management").ok_or_else(|| {
-                Error::input(format!("{} has no address on `management`", node.name))
+            node.address_on(&management).ok_or_else(|| {
+                Error::input(format!("{} has no address on `{management}`", node.name))
                     .at(&spec.file, Some(node.line))
             })
         };
@@ -446,6 +451,7 @@ fn console_style(image: &str) -> ConsoleStyle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
 
     fn spec(lab: &str) -> LabSpec {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -8,6 +8,7 @@ use super::signal::Stop;
 use super::view::{self, Shown};
 use crate::error::{Error, Result};
 use crate::event::Events;
+use crate::images::store::Store;
 use crate::secret::Redactor;
 use crate::wait::{Patience, Speed};
 use std::path::PathBuf;
@@ -53,6 +54,15 @@ pub struct Facts {
 impl Work {
     pub fn patience(&self) -> Patience {
         Patience::new(self.speed.clone(), self.events.clone())
+    }
+
+    /// The store of images. What could not be removed from it is told, and keeps nobody from it.
+    pub fn store(&self) -> Result<Store> {
+        let store = Store::open(&self.env.store)?;
+        for problem in store.unswept() {
+            self.events.warning(format!("left by a killed build: {problem}"));
+        }
+        Ok(store)
     }
 
     /// Changes the facts. A poisoned lock is passed over: facts have no invariant to break.

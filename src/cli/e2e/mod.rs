@@ -55,7 +55,7 @@ async fn act(work: Work, args: E2e) -> Result<()> {
         let known = manifests.get(&node.image);
         known.map_err(|e| e.at(&spec.file, Some(node.image_line)))?;
     }
-    let store = Store::open(&work.env.store)?;
+    let store = work.store()?;
     work.learn(|facts| {
         facts.not_run = instance::not_run(&wanted, &manifests, &store);
         facts.not_run.extend(not_asked_for(&args));

@@ -18,6 +18,8 @@
         src = self;
         cargoLock.lockFile = ./Cargo.lock;
         nativeBuildInputs = [ pkgs.makeWrapper ];
+        # Some unit tests run QEMU on firmware of our own, or make and convert disks.
+        nativeCheckInputs = tools;
         # Tests that need guests run as apps.vmtest: a build sandbox has no images.
         cargoTestFlags = [ "--lib" "--bins" ];
         postInstall = ''

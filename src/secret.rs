@@ -27,6 +27,11 @@ impl Secret {
     pub fn reveal(&self) -> &str {
         &self.0
     }
+
+    /// Its lines, each a secret, without those that frame a PEM.
+    pub fn lines(&self) -> impl Iterator<Item = Secret> {
+        self.0.lines().filter(|l| !l.starts_with("-----")).map(Secret::new)
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -55,6 +60,15 @@ impl Redactor {
             if !all.contains(secret) {
                 all.push(secret.clone());
             }
+        }
+    }
+
+    /// A secret of several lines, as a whole and line by line: a console shows files one line at a
+    /// time. The lines that frame a PEM are everybody's.
+    pub fn add_lines(&self, secret: &Secret) {
+        self.add(secret);
+        for line in secret.lines() {
+            self.add(&line);
         }
     }
 
@@ -98,6 +112,15 @@ mod tests {
         assert_eq!(a.reveal().len(), 32);
         assert!(a.reveal().bytes().all(|c| c.is_ascii_hexdigit()));
         assert_ne!(a, b);
+    }
+
+    #[test]
+    fn a_key_of_several_lines_is_removed_from_each_line_and_its_frame_is_not() {
+        let (r, frame) = (Redactor::default(), "-----BEGIN OPENSSH PRIVATE KEY-----");
+        r.add_lines(&Secret::new(format!("{frame}\nAAAAfirstline\nsecondline==\n")));
+        assert_eq!(r.clean("[1.0] AAAAfirstline"), "[1.0] [secret]");
+        assert_eq!(r.clean("x secondline== y"), "x [secret] y");
+        assert_eq!(r.clean(frame), frame);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A wait names what it waits for, has a deadline scaled by the measured speed of the machine,
 //! ends at once when the thing waited for has died, and reports its length beside its deadline.
-//! There is no other sleep in the house.
+//! There is no other sleep in the house but that of frames that are due later (the switch's lanes
+//! and the outside endpoint): they wait for a time, and not for anything to happen.
 
 use crate::error::{Error, Kind};
 use crate::event::{Event, Events};
@@ -12,20 +13,26 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// How many times slower than the reference machine (hardware virtualisation on a current server
-/// core) guests run here. Measured before the lab starts and again during the run; every
-/// deadline is scaled by the value of the moment the wait begins.
+/// core) guests run here. Measured before the lab starts, and made larger where its nodes then took
+/// longer to boot than it says; every deadline is scaled by the value of the moment the wait begins.
 #[derive(Clone, Debug)]
 pub struct Speed(Arc<AtomicU64>);
 
 impl Speed {
+    /// The most that deadlines are multiplied by. Idle machines without hardware virtualisation were
+    /// measured at 10 to 22; what is far above that is a host that is busy with something else, and
+    /// a deadline scaled by it would hide a hang.
+    pub const MOST: f64 = 40.0;
+
     pub fn new(factor: f64) -> Speed {
         let speed = Speed(Arc::new(AtomicU64::new(0)));
         speed.set(factor);
         speed
     }
-    /// Never below 1: a faster machine than the reference shortens no deadline.
+    /// Never below 1 (a faster machine than the reference shortens no deadline), never above
+    /// [`Speed::MOST`].
     pub fn set(&self, factor: f64) {
-        let factor = if factor.is_finite() { factor.clamp(1.0, 1000.0) } else { 1.0 };
+        let factor = if factor.is_finite() { factor.clamp(1.0, Speed::MOST) } else { 1.0 };
         self.0.store(factor.to_bits(), Ordering::Relaxed);
     }
     /// Makes deadlines longer when a measurement during the run found guests slower than thought.
@@ -177,6 +184,22 @@ impl Patience {
     }
 }
 
+/// For a `Drop`, which cannot wait otherwise: blocks the thread until `done`, at most `limit`. Says
+/// whether it was done.
+pub fn block_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+    const EVERY: Duration = Duration::from_millis(10);
+    let start = Instant::now();
+    loop {
+        if done() {
+            return true;
+        }
+        if start.elapsed() >= limit {
+            return false;
+        }
+        std::thread::sleep(EVERY);
+    }
+}
+
 fn died(what: &str, cause: &str) -> Error {
     Error::new(Kind::Lab, format!("waited for {what}, but {cause}"))
 }
@@ -212,6 +235,32 @@ mod tests {
             out.unwrap_err().message(),
             "waited for the moon, but QEMU exited with status 1"
         );
+    }
+
+    #[test]
+    fn deadlines_grow_with_a_later_measurement_and_never_beyond_reason() {
+        let speed = Speed::new(10.0);
+        speed.at_least(4.0);
+        assert_eq!(speed.factor(), 10.0);
+        speed.at_least(25.0);
+        assert_eq!(speed.factor(), 25.0);
+        for absurd in [352.0, f64::MAX] {
+            speed.set(absurd);
+            assert_eq!(speed.factor(), Speed::MOST);
+        }
+        speed.set(f64::NAN);
+        assert_eq!(speed.factor(), 1.0);
+    }
+
+    #[test]
+    fn a_thread_is_blocked_until_it_is_done_or_late() {
+        let mut left = 3;
+        let mut done = || {
+            left -= 1;
+            left == 0
+        };
+        assert!(block_until(Duration::from_secs(3600), &mut done));
+        assert!(!block_until(Duration::ZERO, || false));
     }
 
     #[tokio::test(start_paused = true)]

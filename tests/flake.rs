@@ -105,6 +105,12 @@ fn package() -> Result<(), Failed> {
     assert_eq!(given["version"], env!("CARGO_PKG_VERSION"));
     let lock = given["cargoLock"]["lockFile"].as_str().unwrap_or_default();
     assert!(lock.ends_with("Cargo.lock"), "{given:#}");
+    // Unit tests that run in the build fail without them.
+    let tools = given["nativeCheckInputs"].as_array().cloned().unwrap_or_default();
+    for tool in ["qemu", "mmdebstrap", "e2fsprogs"] {
+        let named = |t: &serde_json::Value| t.as_str().is_some_and(|t| t.ends_with(tool));
+        assert!(tools.iter().any(named), "no {tool}: {given:#}");
+    }
     Ok(())
 }
 

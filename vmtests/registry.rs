@@ -3,7 +3,6 @@
 use stackproof::event::Events;
 use stackproof::images::build::{Builder, Built};
 use stackproof::images::manifest::Manifest;
-use stackproof::images::presence;
 use stackproof::images::store::Store;
 use stackproof::wait::{Patience, Speed};
 use std::path::{Path, PathBuf};
@@ -49,7 +48,7 @@ pub struct Host {
     /// MiB available now; `None` where the kernel does not say.
     memory: Option<u64>,
     probe_guest: Option<Built>,
-    node_image: Option<PathBuf>,
+    node_image: Option<Built>,
 }
 
 impl Host {
@@ -58,7 +57,7 @@ impl Host {
             qemu: on_path("qemu-system-x86_64"),
             memory: available_memory(),
             probe_guest: probe_guest(),
-            node_image: built("debian-13-node"),
+            node_image: node_image(),
         }
     }
 
@@ -90,20 +89,24 @@ pub fn store() -> Option<Store> {
     Store::open(root).ok()
 }
 
-/// The probe-guest of this source tree: one that was built from other files does not count.
+/// The probe-guest of this source tree.
 pub fn probe_guest() -> Option<Built> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let manifest = Manifest::load(&root.join("images/probe-guest.toml")).ok()?;
-    let patience = Patience::new(Speed::new(1.0), Events::silent());
-    let builder = Builder { store: store()?, mirrors: None, logs: PathBuf::new(), patience };
-    builder.built(&manifest, &[]).ok()?
+    built("probe-guest", &[])
 }
 
-/// The disk of a built recipe.
-pub fn built(name: &str) -> Option<PathBuf> {
+/// The node image of this source tree, with the packages that its roles declare.
+pub fn node_image() -> Option<Built> {
+    let packages: Vec<String> = stackproof::roles::packages().into_iter().map(Into::into).collect();
+    built("debian-13-node", &packages)
+}
+
+/// What was built of a recipe as it stands: one that was built from other inputs does not count.
+fn built(name: &str, packages: &[String]) -> Option<Built> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = Manifest::load(&root.join(format!("images/{name}.toml"))).ok()?;
-    presence(&manifest, &store()?).disk()
+    let patience = Patience::new(Speed::new(1.0), Events::silent());
+    let builder = Builder { store: store()?, mirrors: None, logs: PathBuf::new(), patience };
+    builder.built(&manifest, packages).ok()?
 }
 
 fn on_path(tool: &str) -> bool {

@@ -11,7 +11,6 @@ use super::{finish, print};
 use crate::error::Result;
 use crate::images::manifest::{Manifests, load_dir};
 use crate::images::presence;
-use crate::images::store::Store;
 use crate::lab::BootImage;
 use crate::lab::accel::Accel;
 use crate::lab::hypervisor::Hypervisor;
@@ -62,7 +61,7 @@ struct Here {
 
 impl Here {
     async fn look(work: &Work, manifests: &Manifests) -> Result<Here> {
-        let store = Store::open(&work.env.store)?;
+        let store = work.store()?;
         let mut images = BTreeMap::new();
         for manifest in manifests {
             let image = if manifest.is_recipe() {

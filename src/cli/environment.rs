@@ -2,6 +2,7 @@
 
 use super::args::Global;
 use crate::error::{Error, Result};
+use crate::host::Mirrors;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -97,6 +98,13 @@ impl Environment {
             live,
             colour: terminal && set("NO_COLOR").is_none(),
         })
+    }
+}
+
+impl Environment {
+    /// The mirrors that the user gave, if any.
+    pub fn mirrors(&self) -> Option<Mirrors> {
+        self.debian_mirror.as_deref().map(Mirrors::given)
     }
 }
 

@@ -30,7 +30,8 @@ pub async fn setup(work: &Work) -> Result<HostReport> {
     let logs = work.env.store.join("logs");
     std::fs::create_dir_all(&logs)
         .map_err(|e| Error::host("the folder of logs cannot be made").at(&logs, None).because(e))?;
-    host::ensure_tools(&work.env.store, &logs.join("setup.log"), &work.events).await
+    let (store, log) = (&work.env.store, logs.join("setup.log"));
+    host::ensure_tools(store, work.env.mirrors().as_ref(), &log, &work.events).await
 }
 
 fn make_store(work: &Work) -> Result<()> {
@@ -41,7 +42,7 @@ fn make_store(work: &Work) -> Result<()> {
 /// Shows what was found, also where something is missing: then that is the error.
 async fn check(work: &Work, json: bool) -> Result<()> {
     make_store(work)?;
-    let report = host::inspect(&work.env.store).await;
+    let report = host::inspect(&work.env.store, work.env.mirrors().as_ref()).await;
     let judged = match e2e::hypervisor().await {
         Ok(hypervisor) => Some(work.events.phase("accelerator", judge(&hypervisor)).await?),
         Err(_) => None,
@@ -133,7 +134,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_missing_is_shown_with_its_package() {
-        let mut report = host::inspect(std::path::Path::new("/")).await;
+        let mut report = host::inspect(std::path::Path::new("/"), None).await;
         report.needs[0].state = NeedState::Missing;
         let wanted = format!("MISSING (package {})", report.needs[0].package);
         assert!(text(&report, None).contains(&wanted));
@@ -145,13 +146,14 @@ mod tests {
         let judged = Judgement {
             accel: Accel::Tcg,
             speed: 7.5,
+            beyond: None,
             kvm: Trial::Unusable("no such device".into()),
             tcg: Trial::Worked {
                 startup: Duration::from_millis(100),
                 work: Duration::from_millis(270),
             },
         };
-        let report = host::inspect(std::path::Path::new("/")).await;
+        let report = host::inspect(std::path::Path::new("/"), None).await;
         let json = object(&report, Some(&judged));
         assert_eq!(json["accelerator"], "tcg");
         assert_eq!(json["tcg"]["seconds"], 0.27);

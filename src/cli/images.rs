@@ -30,7 +30,7 @@ pub async fn run(session: Session, verb: Images) -> Result<ExitCode> {
 async fn act(work: Work, verb: Images) -> Result<String> {
     let root = Root::find(&work.env)?;
     let manifests = load_dir(&root.images())?;
-    let store = Store::open(&work.env.store)?;
+    let store = work.store()?;
     match verb {
         Images::List => Ok(list(&manifests, &store)),
         Images::Fetch { names } => {
@@ -82,10 +82,7 @@ pub fn built(work: &Work, store: &Store, manifest: &Manifest) -> Result<Option<B
 }
 
 fn builder(work: &Work, store: &Store) -> Builder {
-    let mirrors = match &work.env.debian_mirror {
-        Some(given) => Some(Mirrors::given(given)),
-        None => Mirrors::of_apt(Path::new("/etc/apt")),
-    };
+    let mirrors = work.env.mirrors().or_else(|| Mirrors::of_apt(Path::new("/etc/apt")));
     let (store, logs) = (store.clone(), work.env.store.join("logs"));
     Builder { store, mirrors, logs, patience: work.patience() }
 }

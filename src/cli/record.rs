@@ -49,6 +49,8 @@ pub struct Record {
     pub accelerator: Option<String>,
     /// How many times slower than the reference machine guests run here.
     pub speed_factor: Option<f64>,
+    /// The stage of the layer that the run began from; null where it booted the nodes itself.
+    pub from_layer: Option<String>,
     /// The most memory that this process held, in MiB; QEMU is not in it.
     pub peak_memory_mib: Option<f64>,
     pub phases: Vec<Phase>,
@@ -69,6 +71,7 @@ impl Default for Record {
             seconds: 0.0,
             accelerator: None,
             speed_factor: None,
+            from_layer: None,
             peak_memory_mib: None,
             phases: Vec::new(),
             checks: Vec::new(),

@@ -5,9 +5,10 @@ use super::environment::Environment;
 use super::failure::Failure;
 use super::record::{NotRun, Record};
 use super::signal::Stop;
-use super::view;
+use super::view::{self, Shown};
 use crate::error::{Error, Result};
 use crate::event::Events;
+use crate::images::store::Store;
 use crate::secret::Redactor;
 use crate::wait::{Patience, Speed};
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub struct Session {
     pub events: Events,
     stop: Stop,
     reader: JoinHandle<Record>,
+    shown: Shown,
     end: oneshot::Sender<()>,
     start: Instant,
 }
@@ -35,12 +37,15 @@ pub struct Work {
     /// 1 until an accelerator was measured.
     pub speed: Speed,
     pub facts: Arc<Mutex<Facts>>,
+    pub shown: Shown,
 }
 
 /// What is learnt along the way and belongs to the record, whatever the end.
 #[derive(Default)]
 pub struct Facts {
     pub accelerator: Option<String>,
+    /// The stage of the layer that was restored instead of booting.
+    pub from_layer: Option<String>,
     pub not_run: Vec<NotRun>,
     /// Where consoles, journals and logs were saved.
     pub logs: Option<PathBuf>,
@@ -49,6 +54,15 @@ pub struct Facts {
 impl Work {
     pub fn patience(&self) -> Patience {
         Patience::new(self.speed.clone(), self.events.clone())
+    }
+
+    /// The store of images. What could not be removed from it is told, and keeps nobody from it.
+    pub fn store(&self) -> Result<Store> {
+        let store = Store::open(&self.env.store)?;
+        for problem in store.unswept() {
+            self.events.warning(format!("left by a killed build: {problem}"));
+        }
+        Ok(store)
     }
 
     /// Changes the facts. A poisoned lock is passed over: facts have no invariant to break.
@@ -64,14 +78,15 @@ impl Session {
         let redactor = Redactor::default();
         let (events, from) = Events::channel();
         let (end, ended) = oneshot::channel();
+        let shown = Shown::default();
         let reader = if env.live {
             let live = view::Live::new(env.verbose, env.colour);
-            tokio::spawn(view::follow(from, redactor.clone(), live, ended))
+            tokio::spawn(view::follow(from, redactor.clone(), live, ended, shown.clone()))
         } else {
             let plain = view::Plain::new(std::io::stderr(), env.verbose, env.colour);
-            tokio::spawn(view::follow(from, redactor.clone(), plain, ended))
+            tokio::spawn(view::follow(from, redactor.clone(), plain, ended, shown.clone()))
         };
-        Ok(Session { env, redactor, stop, events, reader, end, start: Instant::now() })
+        Ok(Session { env, redactor, stop, events, reader, shown, end, start: Instant::now() })
     }
 
     /// Runs `work` to its end or until a signal, and closes the record of it. The value is there
@@ -86,6 +101,7 @@ impl Session {
             events: self.events.clone(),
             speed: Speed::new(1.0),
             facts: Arc::default(),
+            shown: self.shown,
         };
         let (speed, facts) = (given.speed.clone(), given.facts.clone());
         let out = self.stop.or(&self.events, work(given)).await;
@@ -97,6 +113,7 @@ impl Session {
             record.speed_factor = Some(speed.factor());
         }
         record.accelerator = facts.accelerator;
+        record.from_layer = facts.from_layer;
         record.not_run = facts.not_run;
         record.peak_memory_mib = peak_memory_mib();
         let failure = |e: &Error| {

@@ -7,7 +7,7 @@ use super::observe::{Sight, observe};
 use super::plan::{Order, Plan, Step};
 use super::resource::{Resource, Script, Verdict};
 use super::ssh;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::wait::{Death, Patience, Poll};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,10 +76,10 @@ impl Engine {
     }
 
     /// Looks only: what `apply` would change, found in one round trip a node.
-    pub async fn check(&self, plan: &Plan, cancel: &Death) -> Result<Report> {
+    pub async fn check(&self, plan: &Plan, death: &Death) -> Result<Report> {
         let start = Instant::now();
         self.validate(plan)?;
-        let sights = self.cancellable(cancel, self.observe_all(plan)).await?;
+        let sights = mortal(death, "observed", self.observe_all(plan)).await?;
         let mut report = Report::default();
         for (step, sights) in plan.steps.iter().zip(&sights) {
             for (resource, sight) in step.resources.iter().zip(sights) {
@@ -97,24 +97,12 @@ impl Engine {
     }
 
     /// Observes everything, applies what differs, and observes everything again. Ends at once when
-    /// a node dies or `cancel` comes; after a step has failed no other is begun.
-    pub async fn apply(&self, plan: impl Into<Arc<Plan>>, cancel: &Death) -> Result<Report> {
+    /// a node dies or `death` comes, that of anything the nodes stand on; after a step has failed no
+    /// other is begun. To cancel it, drop the future.
+    pub async fn apply(&self, plan: impl Into<Arc<Plan>>, death: &Death) -> Result<Report> {
         let plan = plan.into();
         let order = self.validate(&plan)?;
-        self.cancellable(cancel, self.apply_all(plan, order)).await
-    }
-
-    async fn cancellable<T>(
-        &self,
-        cancel: &Death,
-        work: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
-        let mut cancel = cancel.clone();
-        tokio::select! {
-            biased;
-            cause = cancel.wait() => Err(Error::new(Kind::Interrupted, cause)),
-            out = work => out,
-        }
+        mortal(death, "provisioned", self.apply_all(plan, order)).await
     }
 
     fn validate(&self, plan: &Plan) -> Result<Order> {
@@ -403,6 +391,18 @@ fn next_round(resources: &[&dyn Resource], sights: &[Sight]) -> Option<Vec<usize
     Some(round)
 }
 
+/// Ends `work` when what the nodes stand on dies: a failure of the lab, and nobody's wish.
+async fn mortal<T>(death: &Death, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut death = death.clone();
+    tokio::select! {
+        biased;
+        cause = death.wait() => {
+            Err(Error::lab(format!("while the nodes were being {what}: {cause}")))
+        }
+        out = work => out,
+    }
+}
+
 #[derive(Debug, Default)]
 struct StepDone {
     took: Duration,
@@ -468,7 +468,7 @@ impl Run {
             if failure.is_none() {
                 self.start_ready(&mut running);
             }
-            // Dropping the set ends all that runs: so a death or a cancellation ends everything.
+            // Dropping the set ends all that runs: so a death or a dropped future ends everything.
             let Some(ended) = running.join_next().await else { break };
             let (i, out) = ended.map_err(|e| Error::internal("a step's task failed").because(e))?;
             match out {

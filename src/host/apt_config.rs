@@ -74,7 +74,39 @@ pub fn read(etc_apt: &Path) -> Vec<Source> {
             _ => {}
         }
     }
+    for source in &mut found {
+        source.uris = source.uris.iter().flat_map(|uri| mirrors_of(uri, etc_apt)).collect();
+    }
     found
+}
+
+/// The URIs that `mirror+file:/etc/apt/mirrors/debian.list` stands for, the preferred ones first;
+/// any other URI stands for itself. Debian's own cloud images are configured so.
+fn mirrors_of(uri: &str, etc_apt: &Path) -> Vec<String> {
+    let path = uri.strip_prefix("mirror+file:").or_else(|| uri.strip_prefix("mirror:file:"));
+    let Some(path) = path else { return vec![uri.to_owned()] };
+    let path = Path::new("/").join(path.trim_start_matches('/'));
+    // The configuration that is read need not be the host's own.
+    let path = match path.strip_prefix("/etc/apt") {
+        Ok(inside) => etc_apt.join(inside),
+        Err(_) => path,
+    };
+    parse_mirrors(&std::fs::read_to_string(path).unwrap_or_default())
+}
+
+/// One mirror a line: `URI [KEY:VALUE...]`, where a lower `priority` is tried first.
+fn parse_mirrors(text: &str) -> Vec<String> {
+    let mut found: Vec<(u64, String)> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split('#').next()?.split_whitespace();
+            let uri = words.next()?.to_owned();
+            let priority = words.find_map(|w| w.strip_prefix("priority:")?.parse().ok());
+            Some((priority.unwrap_or(u64::MAX), uri))
+        })
+        .collect();
+    found.sort_by_key(|(priority, _)| *priority);
+    found.into_iter().map(|(_, uri)| uri).collect()
 }
 
 /// `deb [signed-by=… arch=…] URI suite component…`
@@ -213,6 +245,32 @@ deb\thttp://security.example.org/debian-security/ bookworm-security main
         assert_eq!(Mirrors::among(&parse_list("deb http://u.example.org/ubuntu noble main")), None);
         assert_eq!(Mirrors::among(&parse_list("deb file:///srv/debian bookworm main")), None);
         assert_eq!(Mirrors::of_apt(Path::new("/nonexistent")), None);
+    }
+
+    #[test]
+    fn a_list_of_mirrors_is_followed_as_in_debians_cloud_images() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["sources.list.d", "mirrors"] {
+            std::fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let stanza = |list: &str, suites: &str| {
+            format!(
+                "Types: deb deb-src\nURIs: mirror+file:///etc/apt/mirrors/{list}\nSuites: {suites}\nComponents: main\n"
+            )
+        };
+        let text = stanza("debian.list", "trixie trixie-updates trixie-backports");
+        let security = stanza("debian-security.list", "trixie-security");
+        write("sources.list.d/debian.sources", &format!("{text}\n{security}"));
+        write(
+            "mirrors/debian.list",
+            "# far\nhttp://far.example.org/debian priority:2\n\nhttps://near.example.org/debian\tpriority:1\n",
+        );
+        assert_eq!(Mirrors::of_apt(dir.path()).unwrap().security, None, "its list is missing");
+        write("mirrors/debian-security.list", "https://near.example.org/debian-security\n");
+        let found = Mirrors::of_apt(dir.path()).unwrap();
+        assert_eq!(found.archive, "https://near.example.org/debian");
+        assert_eq!(found.security.as_deref(), Some("https://near.example.org/debian-security"));
     }
 
     #[test]

@@ -17,9 +17,14 @@ use crate::event::{Event, Events, Unit};
 use std::path::Path;
 
 /// Installs what is missing, or says how to. `folder` is where images will be kept: its free space
-/// is part of the report. `log` gets what apt says.
-pub async fn ensure_tools(folder: &Path, log: &Path, events: &Events) -> Result<HostReport> {
-    let report = inspect(folder).await;
+/// is part of the report. `mirrors` are those that the user gave, if any. `log` gets what apt says.
+pub async fn ensure_tools(
+    folder: &Path,
+    mirrors: Option<&Mirrors>,
+    log: &Path,
+    events: &Events,
+) -> Result<HostReport> {
+    let report = inspect(folder, mirrors).await;
     let Some(plan) = report.remedy() else {
         return match report.missing() {
             missing if missing.is_empty() => Ok(report),
@@ -48,7 +53,7 @@ pub async fn ensure_tools(folder: &Path, log: &Path, events: &Events) -> Result<
     let ran = run.await;
     events.send(Event::ProgressEnded { what: what.into() });
     ran.map_err(|e| e.while_doing("installing what the host lacks"))?;
-    let report = inspect(folder).await;
+    let report = inspect(folder, mirrors).await;
     match report.missing() {
         missing if missing.is_empty() => Ok(report),
         missing => Err(lacking(&missing)

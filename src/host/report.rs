@@ -25,7 +25,7 @@ pub struct HostReport {
     pub free_bytes: Option<u64>,
     /// Accelerators. That one can be opened says nothing of its speed: that is measured.
     pub devices: Vec<Device>,
-    /// From where Debian's packages come, as this host's apt is configured.
+    /// From where Debian's packages come: as given, or as this host's apt is configured.
     #[serde(skip)]
     pub mirrors: Option<Mirrors>,
     #[serde(skip)]
@@ -158,8 +158,9 @@ const WANTED: [Wanted; 9] = [
     },
 ];
 
-/// Looks at the host. Changes nothing, and never fails: what cannot be seen is not there.
-pub async fn inspect(folder: &Path) -> HostReport {
+/// Looks at the host. Changes nothing, and never fails: what cannot be seen is not there. Mirrors that
+/// are `given` come before those of the host's apt.
+pub async fn inspect(folder: &Path, given: Option<&Mirrors>) -> HostReport {
     let root = rustix::process::geteuid().is_root();
     let mut needs = Vec::new();
     for wanted in WANTED.iter().filter(|w| w.root.is_none_or(|r| r == root)) {
@@ -183,7 +184,7 @@ pub async fn inspect(folder: &Path) -> HostReport {
         free_bytes: free(folder),
         folder: folder.to_owned(),
         devices: ["/dev/kvm"].map(|path| Device { path, state: device(path) }).into(),
-        mirrors: Mirrors::of_apt(Path::new("/etc/apt")),
+        mirrors: given.cloned().or_else(|| Mirrors::of_apt(Path::new("/etc/apt"))),
         os,
     }
 }
@@ -292,8 +293,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_missing_comes_from_the_mirror_that_was_given() {
+        let given = Mirrors::given("http://given.example.org/debian/");
+        let mut report = inspect(Path::new("/"), Some(&given)).await;
+        report.needs[0].state = NeedState::Missing;
+        report.os = OsRelease::parse("ID=debian\nVERSION_CODENAME=trixie\n");
+        let command = report.remedy().unwrap().command();
+        assert!(command.contains("URIs: http://given.example.org/debian\\n"), "{command}");
+    }
+
+    #[tokio::test]
     async fn the_host_is_looked_at_without_an_error_even_for_a_folder_to_come() {
-        let report = inspect(Path::new("/nonexistent/images")).await;
+        let report = inspect(Path::new("/nonexistent/images"), None).await;
         assert!(report.memory.total > 0 && report.free_bytes.is_some() && report.cpus > 0);
         assert_eq!(report.needs.iter().filter(|n| n.name == "qemu-system-x86_64").count(), 1);
     }

@@ -2,7 +2,8 @@
 //! when we do, however we do.
 
 use crate::error::{Context, Error, Kind, Result};
-use rustix::process::{Pid, Signal};
+use crate::wait::block_until;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -10,9 +11,14 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::process::Command;
+
+/// How long a tool that was asked to stop may take to clean up before it is killed. Unpacked systems
+/// are removed in a few seconds.
+const FAREWELL: Duration = Duration::from_secs(20);
 
 /// How many of a failed tool's last lines its error carries.
 const EVIDENCE: usize = 20;
@@ -59,7 +65,8 @@ impl Tool {
         self.log = Some(file.into());
         self
     }
-    /// For a tool that has to clean up behind itself: SIGTERM instead of SIGKILL when we end first.
+    /// For a tool that has to clean up behind itself: SIGTERM instead of SIGKILL when we end first. A
+    /// dropped run then waits until it has ended, at most [`FAREWELL`], and kills what is left.
     pub fn asked_to_stop(mut self) -> Tool {
         self.farewell = Signal::TERM;
         self
@@ -96,8 +103,9 @@ impl Tool {
             None => writer.try_clone().doing(Kind::Host, || "no pipe".into())?.into(),
         };
         self.command.stdin(Stdio::null()).stdout(out).stderr(writer);
-        self.command.process_group(0).kill_on_drop(true);
         let farewell = self.farewell;
+        // Killed at once, it could not clean up: the group's guard ends what was asked to stop.
+        self.command.process_group(0).kill_on_drop(farewell == Signal::KILL);
         // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe and
         // allocates nothing. The spawning thread is the runtime's, which outlives the child.
         unsafe {
@@ -118,6 +126,8 @@ impl Tool {
         let reader = pipe::Receiver::from_owned_fd(reader.into())
             .doing(Kind::Host, || format!("the output of `{name}` cannot be read"))?;
         let mut lines = BufReader::new(reader).split(b'\n');
+        // Dropped before the pipe: who cleans up and says so must not die of a broken one.
+        let guard = guard;
         let mut last = VecDeque::with_capacity(EVIDENCE);
         while let Some(bytes) =
             lines.next_segment().await.doing(Kind::Host, || format!("reading `{name}`"))?
@@ -173,10 +183,18 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(group) = self.group {
-            // It may just have ended: then there is nothing to end.
-            let _ = rustix::process::kill_process_group(group, self.farewell);
+        let Some(group) = self.group else { return };
+        // It may just have ended: then there is nothing to end.
+        let _ = rustix::process::kill_process_group(group, self.farewell);
+        if self.farewell == Signal::KILL {
+            return;
         }
+        // Looked at and not reaped: its number stays its own, and that of its group.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        block_until(FAREWELL, || {
+            !matches!(rustix::process::waitid(WaitId::Pid(group), look), Ok(None))
+        });
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
 }
 
@@ -184,7 +202,6 @@ impl Drop for Group {
 mod tests {
     use super::*;
     use crate::wait::{Death, Patience, Poll, Speed};
-    use std::time::Duration;
 
     #[tokio::test]
     async fn a_failing_tool_shows_its_last_lines_and_its_log() {
@@ -236,6 +253,33 @@ mod tests {
             )
             .await
             .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_tool_that_cleans_up_is_waited_for_and_what_it_forgets_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        // Its child does not listen, and it takes its time to clean up.
+        let script = format!(
+            "trap '' TERM; sleep 1000 & echo $! >{}; trap 'sleep 0.3; echo cleaning; echo >{}; exit 1' TERM; \
+             echo up; while :; do sleep 0.05; done",
+            at("pid"),
+            at("cleaned")
+        );
+        {
+            let (up, mut seen) = tokio::sync::mpsc::unbounded_channel();
+            let tool = Tool::new("sh").args(["-c", &script]).asked_to_stop();
+            let run = tool.run(|l| up.send(l.to_owned()).unwrap());
+            tokio::select! {
+                out = run => panic!("ended: {out:?}"),
+                line = seen.recv() => assert_eq!(line.unwrap(), "up"),
+            }
+        }
+        assert!(Path::new(&at("cleaned")).exists(), "it was not let finish");
+        let pid = std::fs::read_to_string(at("pid")).unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        let gone = || std::fs::read_to_string(&stat).is_ok_and(|s| !s.contains(") Z "));
+        assert!(block_until(Duration::from_secs(10), || !gone()), "its child lives");
     }
 
     #[tokio::test]

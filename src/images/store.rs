@@ -25,6 +25,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// How long a partial download is kept for its resumption.
@@ -45,13 +46,15 @@ pub fn derived_key(name: &str, inputs: &Digest) -> String {
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    /// What the dead left and could not be removed, with the reasons.
+    unswept: Arc<[String]>,
 }
 
 impl Store {
     /// Opens the store at `root`, making it if it is not there, and removes what killed processes
-    /// left behind in it.
+    /// left behind in it. What cannot be removed keeps nobody from the rest: [`Store::unswept`].
     pub fn open(root: impl Into<PathBuf>) -> Result<Store> {
-        let store = Store { root: root.into() };
+        let mut store = Store { root: root.into(), unswept: Arc::default() };
         let make = || -> io::Result<()> {
             private_dir(&store.root)?;
             for sub in ["sha256", "sha512", "derived", "partial", "tmp", "locks"] {
@@ -65,8 +68,13 @@ impl Store {
                 .because(e)
                 .hint("give stackproof a folder of its own on a filesystem with room for images")
         })?;
-        store.sweep(PARTIAL_AGE)?;
+        store.unswept = store.sweep(PARTIAL_AGE).into();
         Ok(store)
+    }
+
+    /// To be told as warnings: leftovers that could not be removed, and why.
+    pub fn unswept(&self) -> &[String] {
+        &self.unswept
     }
 
     pub fn root(&self) -> &Path {
@@ -155,7 +163,11 @@ impl Store {
             .doing(Kind::Host, || "no folder could be made in the image store".into())
             .map_err(|e| e.at(&self.root, None))?;
 
-        make(temp.path().to_owned()).await?;
+        if let Err(e) = make(temp.path().to_owned()).await {
+            // The guard would give up on other users' files. A dropped build's are swept.
+            let _ = super::tree::remove(temp.path());
+            return Err(e);
+        }
 
         let made = temp.path().to_owned();
         let events = patience.events.clone();
@@ -259,7 +271,7 @@ impl Store {
     /// Removes what was used longest ago until at most `max_bytes` remain. What is leased or being
     /// made stays, whatever its age.
     pub fn gc(&self, max_bytes: u64) -> Result<Collected> {
-        self.sweep(PARTIAL_AGE)?;
+        self.sweep(PARTIAL_AGE);
         let mut items =
             self.items().doing(Kind::Host, || "the image store could not be read".into())?;
         items.sort_by_key(|i| i.used);
@@ -284,24 +296,28 @@ impl Store {
     }
 
     /// Removes half-made things whose makers are dead, and partial downloads that nobody has
-    /// touched for `age`.
-    pub fn sweep(&self, age: Duration) -> Result<()> {
-        let sweep = || -> io::Result<()> {
-            for path in entries(&self.root.join("tmp"))? {
-                self.remove(&path)?;
-            }
-            let now = SystemTime::now();
-            for path in entries(&self.root.join("partial"))? {
-                let Ok(meta) = fs::metadata(&path) else { continue };
-                if now.duration_since(meta.modified()?).unwrap_or_default() > age {
-                    self.remove(&path)?;
+    /// touched for `age`. Returns what could not be removed.
+    pub fn sweep(&self, age: Duration) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut each = |folder: &str, old: &dyn Fn(&Path) -> bool| {
+            let folder = self.root.join(folder);
+            let found = entries(&folder).unwrap_or_else(|e| {
+                problems.push(format!("{}: {e}", folder.display()));
+                Vec::new()
+            });
+            for path in found.into_iter().filter(|path| old(path)) {
+                if let Err(e) = self.remove(&path) {
+                    problems.push(format!("{} could not be removed: {e}", path.display()));
                 }
             }
-            Ok(())
         };
-        sweep()
-            .doing(Kind::Host, || "the image store could not be swept".into())
-            .map_err(|e| e.at(&self.root, None))
+        each("tmp", &|_| true);
+        let now = SystemTime::now();
+        each("partial", &|path| {
+            let touched = fs::metadata(path).and_then(|meta| meta.modified());
+            touched.is_ok_and(|at| now.duration_since(at).unwrap_or_default() > age)
+        });
+        problems
     }
 
     /// Everything that counts against the bound.
@@ -329,12 +345,12 @@ impl Store {
         let Some(name) = self.lock_name_of(path) else { return Ok(false) };
         let Some(lock) = self.open_lock(&name, |f| f.try_lock())? else { return Ok(false) };
         let removed = if path.starts_with(self.root.join("tmp")) {
-            fs::remove_dir_all(path)
+            super::tree::remove(path)
         } else if path.is_dir() {
             // Out of its place at once, so that nobody finds half of it.
             let away = self.root.join("tmp").join(format!("{name}~gone.{}", std::process::id()));
             match fs::rename(path, &away) {
-                Ok(()) => fs::remove_dir_all(&away),
+                Ok(()) => super::tree::remove(&away),
                 Err(e) => Err(e),
             }
         } else {

@@ -283,6 +283,20 @@ async fn opening_sweeps_what_the_dead_left_and_spares_the_living() {
     assert_eq!((left(&old), left(&young), left(&stalled)), (false, true, true));
 }
 
+#[test]
+fn a_leftover_that_cannot_be_removed_is_told_and_keeps_nobody_from_the_store() {
+    let (_dir, store) = store();
+    assert_eq!(store.unswept(), [] as [String; 0]);
+    // No folder: so it is not removed as one.
+    std::fs::write(store.root.join("tmp/dead-1~abc"), b"x").unwrap();
+    std::fs::create_dir(store.root.join("tmp/dead-2~abc")).unwrap();
+    let store = Store::open(store.root()).unwrap();
+    let [problem] = store.unswept() else { panic!("{:?}", store.unswept()) };
+    assert!(problem.contains("dead-1~abc could not be removed"), "{problem}");
+    assert!(!store.root.join("tmp/dead-2~abc").exists(), "the others are");
+    assert!(store.gc(u64::MAX).is_ok());
+}
+
 #[tokio::test]
 async fn collecting_takes_the_longest_unused_first_and_stops_at_the_bound() {
     let (_dir, store) = store();

@@ -89,11 +89,7 @@ impl SshKey {
     /// Makes the redactor remove the private key, as a whole and line by line: a console shows
     /// files one line at a time.
     pub fn hide_in(&self, redactor: &Redactor) {
-        let pem = self.private_pem();
-        redactor.add(&pem);
-        for line in pem.reveal().lines().filter(|l| !l.starts_with("-----")) {
-            redactor.add(&Secret::new(line));
-        }
+        redactor.add_lines(&self.private_pem());
     }
 }
 

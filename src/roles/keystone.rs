@@ -5,7 +5,6 @@ use super::resources::{Bootstrap, Conf, Endpoint, Heads, Identity, Schema, Servi
 use super::{glance, neutron, nova, placement, uwsgi};
 use crate::engine::plan::Step;
 use crate::engine::resources::{Directory, File, Unit};
-use crate::secret::Secret;
 
 pub const PACKAGES: &[&str] = &["keystone", "curl"];
 pub const PORT: u16 = 5000;
@@ -45,7 +44,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
         // Key 1 signs; key 0 is the next in line.
         for (number, name) in [("0", format!("{repository}.next")), ("1", repository.to_owned())] {
             config.push(Box::new(
-                File::secret(format!("{dir}/{number}"), fernet_key(secrets.key(&name)).reveal())
+                File::secret(format!("{dir}/{number}"), secrets.fernet_key(&name).reveal())
                     .owner("keystone", "keystone")
                     .mode(0o600),
             ));
@@ -119,36 +118,4 @@ pub fn steps(cx: Context) -> Vec<Step> {
         )
         .follows([on("keystone/schema", host), on("memcached", host)]),
     ]
-}
-
-/// Fernet wants 32 bytes in URL-safe base64; the secret holds them in hexadecimal.
-fn fernet_key(hex: &Secret) -> Secret {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let digits: Vec<u32> = hex.reveal().chars().filter_map(|c| c.to_digit(16)).collect();
-    let bytes: Vec<u32> = digits.chunks(2).map(|d| d[0] << 4 | d[1]).collect();
-    let mut out = String::new();
-    for chunk in bytes.chunks(3) {
-        let n = chunk.iter().chain([0, 0].iter()).take(3).fold(0, |n, b| n << 8 | b);
-        for i in 0..4 {
-            if i <= chunk.len() {
-                out.push(ALPHABET[(n >> (18 - 6 * i) & 63) as usize] as char);
-            } else {
-                out.push('=');
-            }
-        }
-    }
-    Secret::new(out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fernet_keys_are_url_safe_base64_of_the_raw_bytes() {
-        let key = fernet_key(&Secret::new("00".repeat(31) + "ff"));
-        assert_eq!(key.reveal(), "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAP8=");
-        let key = fernet_key(&Secret::new("fb".repeat(32)));
-        assert!(key.reveal().starts_with("-_v7-_v7") && key.reveal().len() == 44);
-    }
 }

@@ -109,8 +109,8 @@ impl Secrets {
 
     /// From now on nothing that passes the redactor shows any of them.
     pub fn hide_in(&self, redactor: &Redactor) {
-        for secret in self.0.values() {
-            redactor.add(secret);
+        for (_, form) in self.forms() {
+            redactor.add(&form);
         }
     }
 
@@ -147,10 +147,39 @@ impl Secrets {
     pub fn user(&self, service: &str) -> &Secret {
         self.get(&format!("user.{service}"))
     }
-    /// Raw key material, in hexadecimal.
-    pub fn key(&self, name: &str) -> &Secret {
-        self.get(name)
+    /// `fernet`, `credential` or the next of either, as keystone holds it.
+    pub fn fernet_key(&self, name: &str) -> Secret {
+        fernet_key(self.get(name))
     }
+
+    /// Every shape in which a secret is held somewhere, by the secret's name: the one kept here,
+    /// and what keystone makes of the keys.
+    pub fn forms(&self) -> impl Iterator<Item = (&str, Secret)> {
+        self.iter().flat_map(|(name, secret)| {
+            let is_fernet = name.starts_with("fernet") || name.starts_with("credential");
+            let other = is_fernet.then(|| (name, fernet_key(secret)));
+            [(name, secret.clone())].into_iter().chain(other)
+        })
+    }
+}
+
+/// Fernet wants 32 bytes in URL-safe base64; the secret holds them in hexadecimal.
+fn fernet_key(hex: &Secret) -> Secret {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let digits: Vec<u32> = hex.reveal().chars().filter_map(|c| c.to_digit(16)).collect();
+    let bytes: Vec<u32> = digits.chunks(2).map(|d| d[0] << 4 | d[1]).collect();
+    let mut out = String::new();
+    for chunk in bytes.chunks(3) {
+        let n = chunk.iter().chain([0, 0].iter()).take(3).fold(0, |n, b| n << 8 | b);
+        for i in 0..4 {
+            if i <= chunk.len() {
+                out.push(ALPHABET[(n >> (18 - 6 * i) & 63) as usize] as char);
+            } else {
+                out.push('=');
+            }
+        }
+    }
+    Secret::new(out)
 }
 
 #[cfg(test)]
@@ -191,6 +220,28 @@ mod tests {
         let values: std::collections::BTreeSet<_> =
             symbolic.iter().map(|(_, s)| s.reveal()).collect();
         assert_eq!(values.len(), NAMES.len());
+    }
+
+    #[test]
+    fn fernet_keys_are_url_safe_base64_of_the_raw_bytes() {
+        let key = fernet_key(&Secret::new("00".repeat(31) + "ff"));
+        assert_eq!(key.reveal(), "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAP8=");
+        let key = fernet_key(&Secret::new("fb".repeat(32)));
+        assert!(key.reveal().starts_with("-_v7-_v7") && key.reveal().len() == 44);
+    }
+
+    #[test]
+    fn nothing_that_a_node_is_given_passes_the_redactor() {
+        let (secrets, redactor) = (Secrets::generate().unwrap(), Redactor::default());
+        secrets.hide_in(&redactor);
+        assert_eq!(redactor.len(), NAMES.len() + 4, "four keys have two shapes");
+        for name in ["fernet", "fernet.next", "credential", "credential.next"] {
+            let key = secrets.fernet_key(name);
+            assert_eq!(redactor.clean(&format!("key {}", key.reveal())), "key [secret]", "{name}");
+        }
+        for (name, form) in secrets.forms() {
+            assert_eq!(redactor.clean(form.reveal()), "[secret]", "{name}");
+        }
     }
 
     #[test]

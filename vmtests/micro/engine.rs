@@ -8,7 +8,7 @@ use stackproof::engine::journal::Journal;
 use stackproof::engine::plan::{Plan, Step};
 use stackproof::engine::resource::{Resource, Script, Verdict};
 use stackproof::engine::resources::{Block, Directory, File, Ini, Lines, SymLink};
-use stackproof::error::Result;
+use stackproof::error::{Kind, Result};
 use stackproof::lab::{Lab, Node};
 use stackproof::wait::Death;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ pub const TESTS: &[Test] = &[
     }),
     test("engine::a_guest_that_reboots_is_waited_for_and_declared_anew", 1, || run(reboot())),
     test("engine::a_guest_killed_mid_apply_is_named_at_once", 1, || run(killed())),
+    test("engine::a_killed_neighbour_ends_an_apply_as_the_labs_failure", 2, || run(neighbour())),
 ];
 
 fn engine(bench: &Bench, lab: &Lab, node: &Node) -> Result<Engine> {
@@ -146,6 +147,33 @@ async fn killed() -> Result<()> {
         .within("a second answer", Duration::from_secs(20), &never, async { Ok(after.await) });
     let error = after.await?.expect_err("it is still dead");
     assert!(error.to_string().contains("QEMU of a was killed"), "{error}");
+    lab.stop().await?;
+    bench.assert_nothing_left();
+    Ok(())
+}
+
+/// As the program applies a plan: ended by the death of any machine of the lab, whether or not it is
+/// the one that works. Nobody interrupted it.
+async fn neighbour() -> Result<()> {
+    let bench = Bench::new().await?;
+    let lab = bench.start(&["a", "b"]).await?;
+    let engine = engine(&bench, &lab, &lab.nodes()[0])?;
+    let plan = Arc::new(Plan { steps: vec![Step::new("endless", "a").with(Endless)] });
+    let death = lab.death();
+    let apply = async { Ok(engine.apply(plan, &death).await) };
+    let (out, begun) = tokio::join!(
+        bench.patience.within("the engine to give up", COMMAND, &Death::never(), apply),
+        async {
+            bench.event("a: endless work").await?;
+            signal(lab.nodes()[1].vm.pid() as i32, rustix::process::Signal::KILL);
+            Ok::<_, stackproof::error::Error>(())
+        }
+    );
+    begun?;
+    let error = out?.expect_err("a machine of its lab was killed");
+    assert_eq!(error.kind(), Kind::Lab, "{error}");
+    assert_ne!(error.kind().exit_code(), Kind::Interrupted.exit_code());
+    assert!(error.to_string().contains("QEMU of b was killed by signal 9"), "{error}");
     lab.stop().await?;
     bench.assert_nothing_left();
     Ok(())

@@ -2,7 +2,7 @@
 
 use crate::bench::{Bench, COMMAND, leg, run};
 use crate::registry::{self, Needs, Test};
-use stackproof::error::{Context, Error, Kind, Result};
+use stackproof::error::{Error, Result};
 use stackproof::lab::checkpoint::{After, Notes, SLIM};
 use stackproof::lab::spec::LabSpec;
 use stackproof::lab::{BootImage, Lab};
@@ -24,13 +24,10 @@ pub const TESTS: &[Test] = &[Test {
 const CACHED: u64 = 512 << 20;
 
 fn image() -> Result<BootImage> {
-    let disk = registry::built("debian-13-node")
+    let built = registry::node_image()
         .ok_or_else(|| Error::image("run `stackproof images build debian-13-node`"))?;
-    let beside = |name: &str| disk.with_file_name(name);
-    let append = std::fs::read_to_string(beside("cmdline"))
-        .doing(Kind::Image, || "the kernel's command line".into())?;
-    let (kernel, initrd) = (Some(beside("vmlinuz")), Some(beside("initrd")));
-    Ok(BootImage { disk, kernel, initrd, append: append.trim().to_owned() })
+    let (kernel, initrd) = (Some(built.kernel()), Some(built.initrd()));
+    Ok(BootImage { disk: built.disk(), kernel, initrd, append: built.cmdline()? })
 }
 
 fn now() -> Duration {

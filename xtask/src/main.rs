@@ -1,7 +1,15 @@
 //! Tasks of the source tree. It only dispatches to cargo, and depends on nothing, so that it is
 //! there at once.
 
+use std::collections::BTreeSet;
 use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+/// What `cargo test` may take, tests built before: nextest ends what hangs by itself. `make test`
+/// takes 10 minutes where nothing is built, on two cores without KVM.
+const UNIT_LIMIT: Duration = Duration::from_secs(20 * 60);
+const VMTEST_LIMIT: Duration = Duration::from_secs(60 * 60);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 const USAGE: &str = "\
 Usage: cargo xtask TASK
@@ -11,7 +19,8 @@ Usage: cargo xtask TASK
                        (JUnit in target/nextest/vmtest/junit.xml)
 
 Arguments are given on to the test runner. Without cargo-nextest the same tests run under plain
-`cargo test`, one after the other, without JUnit.
+`cargo test`, one after the other, without JUnit, and all of them are ended after a time that is
+far beyond what they need. `vmtest` fails where it ran no test.
 ";
 
 fn main() -> ExitCode {
@@ -45,24 +54,80 @@ fn unit(rest: &[String]) -> Outcome {
     if nextest() {
         return cargo(&["nextest", "run", "--workspace"], rest);
     }
-    let mut arguments = vec!["test", "--workspace", "--lib", "--bins", "--test", "cli"];
-    arguments.extend(["--test", "flake", "--"]);
-    cargo(&arguments, rest)
+    let which = ["--workspace", "--lib", "--bins", "--test", "cli", "--test", "flake"];
+    plain(&which, &[], rest, UNIT_LIMIT)
 }
 
 fn vmtest(rest: &[String]) -> Outcome {
     let code = if nextest() {
-        cargo(&["nextest", "run", "--profile", "vmtest", "--test", "vmtests"], rest)?
+        let run = ["nextest", "run", "--profile", "vmtest", "--test", "vmtests"];
+        cargo(&[&run[..], &["--no-tests", "fail"]].concat(), rest)?
     } else {
         eprintln!(
             "note: cargo-nextest is not installed: running one test after the other, without \
              JUnit. Get it with: cargo install cargo-nextest --locked"
         );
-        cargo(&["test", "--test", "vmtests", "--", "--test-threads", "1"], rest)?
+        plain(&["--test", "vmtests"], &["--test-threads", "1"], rest, VMTEST_LIMIT)?
     };
     // Nextest shows ignored tests as a number: the reasons belong beside it.
     cargo(&["test", "--quiet", "--test", "vmtests", "--", "--not-run"], &[])?;
     Ok(code)
+}
+
+/// `cargo test`, which is built first: the limit is for the tests.
+fn plain(which: &[&str], options: &[&str], rest: &[String], limit: Duration) -> Outcome {
+    let built = cargo(&[&["test", "--no-run"], which].concat(), &[])?;
+    if built != ExitCode::SUCCESS {
+        return Ok(built);
+    }
+    let mut command = Command::new(program());
+    command.arg("test").args(which).arg("--").args(options).args(rest);
+    // Whoever asks for tests is not served by none: read by the harness of vmtests/.
+    command.env("STACKPROOF_SOME_TEST", "1");
+    watched(command, limit)
+}
+
+/// Runs a command, which is ended with all its children where it takes longer than `limit`.
+fn watched(mut command: Command, limit: Duration) -> Outcome {
+    let start = Instant::now();
+    let mut child = command.spawn().map_err(|e| format!("{command:?} cannot be started: {e}"))?;
+    loop {
+        let status = child.try_wait().map_err(|e| format!("{command:?}: {e}"))?;
+        if let Some(status) = status {
+            return Ok(code_of(status));
+        }
+        if start.elapsed() >= limit {
+            let pids: Vec<String> = family(child.id()).iter().map(u32::to_string).collect();
+            let _ = Command::new("kill").arg("-KILL").args(&pids).status();
+            let _ = child.wait();
+            let limit = limit.as_secs();
+            return Err(format!("a test hangs: {command:?} was ended after {limit} s"));
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// A process and all that descend from it.
+fn family(pid: u32) -> BTreeSet<u32> {
+    let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            // The name, in brackets, may hold anything.
+            let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
+            Some((pid, parent))
+        })
+        .collect();
+    let mut family = BTreeSet::from([pid]);
+    while let Some((child, _)) =
+        parents.iter().find(|(c, p)| family.contains(p) && !family.contains(c))
+    {
+        family.insert(*child);
+    }
+    family
 }
 
 fn nextest() -> bool {
@@ -78,12 +143,46 @@ fn cargo(arguments: &[&str], rest: &[String]) -> Outcome {
         .args(rest)
         .status()
         .map_err(|e| format!("cargo {} cannot be started: {e}", arguments.join(" ")))?;
-    // A signal gives no code; 1 is then the honest one.
-    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-    Ok(ExitCode::from(code))
+    Ok(code_of(status))
+}
+
+/// A signal gives no code; 1 is then the honest one.
+fn code_of(status: std::process::ExitStatus) -> ExitCode {
+    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
 /// The cargo that runs us.
 fn program() -> std::ffi::OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn what_ends_in_time_keeps_its_code() {
+        let limit = Duration::from_secs(600);
+        assert_eq!(watched(sh("exit 0"), limit).unwrap(), ExitCode::SUCCESS);
+        assert_eq!(watched(sh("exit 7"), limit).unwrap(), ExitCode::from(7));
+    }
+
+    #[test]
+    fn what_hangs_is_ended_with_its_children_and_called_so() {
+        let file = std::env::temp_dir().join(format!("xtask-hang-{}", std::process::id()));
+        let script = format!("sleep 1000 & echo $! >{}; wait", file.display());
+        let told = watched(sh(&script), Duration::from_secs(2)).unwrap_err();
+        assert!(told.contains("a test hangs"), "{told}");
+        let pid = std::fs::read_to_string(&file).unwrap();
+        let _ = std::fs::remove_file(&file);
+        // Gone, or not reaped yet by whoever has inherited it.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+        assert!(stat.map_or(true, |stat| stat.contains(") Z ")), "its child lives");
+    }
 }

@@ -8,6 +8,7 @@ mod topology;
 mod warm;
 
 use super::args::E2e;
+use super::record::NotRun;
 use super::root::Root;
 use super::session::{Session, Work};
 use super::{finish, print, write};
@@ -54,8 +55,11 @@ async fn act(work: Work, args: E2e) -> Result<()> {
         let known = manifests.get(&node.image);
         known.map_err(|e| e.at(&spec.file, Some(node.image_line)))?;
     }
-    let store = Store::open(&work.env.store)?;
-    work.learn(|facts| facts.not_run = instance::not_run(&wanted, &manifests, &store));
+    let store = work.store()?;
+    work.learn(|facts| {
+        facts.not_run = instance::not_run(&wanted, &manifests, &store);
+        facts.not_run.extend(not_asked_for(&args));
+    });
 
     let events = work.events.clone();
     let hypervisor = events.phase("host", rooms::host(&work, &spec, &store)).await?;
@@ -81,6 +85,12 @@ async fn act(work: Work, args: E2e) -> Result<()> {
     outcome.and(down)?;
     logs.discard(&work, args.keep);
     Ok(())
+}
+
+/// The phases that run only when they are asked for.
+fn not_asked_for(args: &E2e) -> Option<NotRun> {
+    let reason = "not asked for: `--reboot` restarts every node and looks whether it is whole";
+    (!args.reboot).then(|| NotRun { name: "reboot".into(), reason: reason.into() })
 }
 
 /// The error with what the nodes say of it, saved in `logs`.
@@ -177,7 +187,22 @@ pub async fn node_images(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::args::{Cli, Verb};
     use crate::engine::apply::Change;
+    use clap::Parser;
+
+    #[test]
+    fn a_reboot_that_nobody_asked_for_is_not_run() {
+        let args = |line: &str| {
+            let line = format!("stackproof e2e {line}");
+            match Cli::try_parse_from(line.split_whitespace()).unwrap().verb {
+                Verb::E2e(args) => args,
+                _ => unreachable!(),
+            }
+        };
+        assert_eq!(not_asked_for(&args("")).unwrap().name, "reboot");
+        assert!(not_asked_for(&args("--reboot")).is_none());
+    }
 
     #[test]
     fn a_second_run_that_changed_or_restarted_something_fails_and_names_it() {

@@ -26,6 +26,9 @@ pub fn text(record: &Record, json: Option<&Path>) -> String {
             let _ = write!(out, " (deadlines times {factor:.1})");
         }
     }
+    if let Some(stage) = &record.from_layer {
+        let _ = write!(out, ", warm (from the layer {stage})");
+    }
     let _ = writeln!(
         out,
         "\nchecks: {} passed, {} failed, {} skipped",

@@ -113,6 +113,18 @@ mod tests {
     }
 
     #[test]
+    fn networks_are_found_by_what_they_carry_and_not_by_their_names() {
+        let spec = lab(|text| text.replace("management", "inside").replace("external", "outdoors"));
+        let networks = Networks::of(&spec).unwrap();
+        assert_eq!(
+            (networks.management.as_str(), networks.external.as_str()),
+            ("inside", "outdoors")
+        );
+        let topology = of(&spec, &networks, login(), host_key).unwrap();
+        assert_eq!(topology.controller().external_nic.as_deref(), Some("outdoors"));
+    }
+
+    #[test]
     fn a_role_that_does_not_exist_is_told_with_its_file_and_line() {
         let spec = lab(|text| text.replace("\"compute\"", "\"compute\", \"storage\""));
         let networks = Networks::of(&spec).unwrap();

@@ -6,7 +6,7 @@ use super::{evidence, second_run};
 use crate::cli::args::E2e;
 use crate::cli::session::Work;
 use crate::engine::plan::{Plan, Stage};
-use crate::error::{Context, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::images::build::Built;
 use crate::lab::accel::Accel;
 use crate::lab::checkpoint::Platform;
@@ -131,6 +131,7 @@ impl Site for Ascent<'_> {
     type Lab = Cluster;
 
     async fn boot(&mut self) -> Result<Cluster> {
+        self.work.learn(|facts| facts.from_layer = None);
         self.work.events.phase("boot", rooms::boot(self.work, self.spec, &self.boot)).await
     }
 
@@ -140,9 +141,12 @@ impl Site for Ascent<'_> {
             if stage >= roles::Stage::Keystone.into() {
                 cluster.answers(self.work).await?;
             }
-            Ok(cluster)
+            Ok::<_, Error>(cluster)
         };
-        self.work.events.phase("restore", restored).await
+        let cluster = self.work.events.phase("restore", restored).await?;
+        // A warm run is called one wherever its numbers are read.
+        self.work.learn(|facts| facts.from_layer = Some(stage.to_string()));
+        Ok(cluster)
     }
 
     async fn advance(&mut self, cluster: &mut Cluster, done: Stage, until: Stage) -> Result<()> {

@@ -11,7 +11,6 @@ use crate::engine::quote;
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
 use crate::images::manifest::load_dir;
-use crate::images::store::Store;
 use crate::lab::LabOptions;
 use crate::lab::admission::Reservation;
 use crate::lab::spec::LabSpec;
@@ -140,7 +139,7 @@ async fn start(
 
 async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) -> Result<Running> {
     let place = owner.place();
-    let store = Store::open(&work.env.store)?;
+    let store = work.store()?;
     let logs = place.dir().join("logs");
     let proxy_command = proxy_command(&work.env.store, place)?;
     let spec = match source {

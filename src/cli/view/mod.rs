@@ -6,6 +6,8 @@ mod plain;
 use super::record::Record;
 use crate::event::{Event, Stamped};
 use crate::secret::Redactor;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
@@ -33,14 +35,14 @@ pub async fn follow(
     redactor: Redactor,
     mut view: impl View,
     mut end: oneshot::Receiver<()>,
+    shown: Shown,
 ) -> Record {
-    let mut record = Record::default();
     let start = tokio::time::Instant::now();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let mut read = |event: Stamped, view: &mut dyn View| {
+    let read = |event: Stamped, view: &mut dyn View| {
         let event = cleaned(event, &redactor);
-        record.note(&event);
+        shown.keep(&event);
         view.show(&event);
     };
     loop {
@@ -61,28 +63,56 @@ pub async fn follow(
         }
     }
     view.finish();
-    record
+    shown.record()
+}
+
+/// All that was recorded and shown until now, to look for what must not be in it. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Shown(Arc<Mutex<(Record, BTreeSet<String>)>>);
+
+impl Shown {
+    fn keep(&self, event: &Stamped) {
+        let mut both = self.0.lock().unwrap_or_else(|p| p.into_inner());
+        both.0.note(event);
+        // Numbers are left out, so that what is told again and again is kept once.
+        for text in texts(&mut event.event.clone()) {
+            if !both.1.contains(text.as_str()) {
+                both.1.insert(std::mem::take(text));
+            }
+        }
+    }
+
+    fn record(&self) -> Record {
+        self.0.lock().unwrap_or_else(|p| p.into_inner()).0.clone()
+    }
+
+    /// The record as JSON, and the texts that the view was given.
+    pub fn text(&self) -> (String, String) {
+        let both = self.0.lock().unwrap_or_else(|p| p.into_inner());
+        let record = serde_json::to_string(&both.0).unwrap_or_default();
+        (record, both.1.iter().map(|text| format!("{text}\n")).collect())
+    }
 }
 
 /// The event without secrets in any of its texts.
 fn cleaned(mut stamped: Stamped, redactor: &Redactor) -> Stamped {
-    let wash = |text: &mut String| *text = redactor.clean(text);
-    match &mut stamped.event {
-        Event::PhaseStarted { phase } | Event::PhaseEnded { phase, .. } => wash(phase),
-        Event::Node { node, doing, .. } => {
-            wash(node);
-            wash(doing);
-        }
-        Event::Progress { what, .. }
-        | Event::ProgressEnded { what }
-        | Event::Waited { what, .. } => wash(what),
-        Event::Check(check) => {
-            wash(&mut check.name);
-            wash(&mut check.evidence);
-        }
-        Event::Note { text, .. } => wash(text),
+    for text in texts(&mut stamped.event) {
+        *text = redactor.clean(text);
     }
     stamped
+}
+
+/// Every text of an event.
+fn texts(event: &mut Event) -> Vec<&mut String> {
+    match event {
+        Event::PhaseStarted { phase } | Event::PhaseEnded { phase, .. } => vec![phase],
+        Event::Node { node, doing, .. } => vec![node, doing],
+        Event::Progress { what, .. }
+        | Event::ProgressEnded { what }
+        | Event::Waited { what, .. } => vec![what],
+        Event::Check(check) => vec![&mut check.name, &mut check.evidence],
+        Event::Note { text, .. } => vec![text],
+    }
 }
 
 /// One line without control characters: what a guest printed must not move the cursor.
@@ -125,7 +155,6 @@ mod tests {
     use super::*;
     use crate::event::{Events, Level, Status, Unit};
     use crate::secret::Secret;
-    use std::sync::{Arc, Mutex};
 
     /// A sink that keeps all that was written.
     #[derive(Clone, Default)]
@@ -176,16 +205,19 @@ mod tests {
         let redactor = Redactor::default();
         redactor.add(&Secret::new(secret));
         let (events, from) = Events::channel();
-        let sink = Kept::default();
+        let (sink, shown) = (Kept::default(), Shown::default());
         let (_go_on, end) = oneshot::channel();
         let plain = Plain::new(sink.clone(), true, false);
-        let reader = tokio::spawn(follow(from, redactor, plain, end));
+        let reader = tokio::spawn(follow(from, redactor, plain, end, shown.clone()));
         for event in every_event(&format!("before {secret} after")) {
             events.send(event);
         }
         drop(events);
         let record = reader.await.unwrap();
-        let all = format!("{}{}", sink.text(), serde_json::to_string(&record).unwrap());
+        let (recorded, told) = shown.text();
+        assert_eq!(recorded, serde_json::to_string(&record).unwrap());
+        assert!(told.contains("before [secret] after"), "{told}");
+        let all = format!("{}{recorded}{told}", sink.text());
         assert!(!all.contains(secret), "{all}");
         assert!(all.matches("[secret]").count() > 15, "the texts were shown at all: {all}");
     }
@@ -197,7 +229,7 @@ mod tests {
         drop(events);
         let (_go_on, end) = oneshot::channel();
         let plain = Plain::new(Kept::default(), false, false);
-        let record = follow(from, Redactor::default(), plain, end).await;
+        let record = follow(from, Redactor::default(), plain, end, Shown::default()).await;
         assert_eq!(record.count(Status::Pass), 1);
     }
 
@@ -210,7 +242,7 @@ mod tests {
         let (now, end) = oneshot::channel();
         now.send(()).unwrap();
         let plain = Plain::new(Kept::default(), false, false);
-        let record = follow(from, Redactor::default(), plain, end).await;
+        let record = follow(from, Redactor::default(), plain, end, Shown::default()).await;
         assert_eq!(record.count(Status::Pass), 100);
         drop(events);
     }

@@ -8,8 +8,10 @@ use crate::cloud::proof::vxlan;
 use crate::cloud::{Later, Stream};
 use crate::error::{Error, Result};
 use crate::lab::outside::{Echo, Neighbour};
+use crate::lab::wire::{Arp, BROADCAST, ETHERTYPE_IPV4, Operation, echo_request, ethernet_header};
 use bytes::Bytes;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -69,10 +71,13 @@ impl State {
             FLOATING if self.floating_attached() && self.booted.is_some() => {
                 (self.has_rule("icmp") || self.faults.leaky).then(|| {
                     self.cross();
+                    self.shown_outside(&packet(FLOATING, US));
+                    if self.faults.fixed_leaks {
+                        self.shown_outside(&packet(FIXED, US));
+                    }
                     self.faults.ttl.unwrap_or(63)
                 })
             }
-            FIXED if self.faults.fixed_reachable => Some(64),
             _ => None,
         }
     }
@@ -90,6 +95,22 @@ impl State {
             for wanted in &self.taps {
                 wanted(&frame);
             }
+        }
+    }
+
+    fn shown_outside(&self, frame: &[u8]) {
+        if !self.faults.blind_outside {
+            for wanted in &self.external_taps {
+                wanted(frame);
+            }
+        }
+    }
+
+    fn has(&self, who: Ipv4Addr) -> bool {
+        match who {
+            FLOATING => self.floating_attached(),
+            FIXED => self.faults.fixed_known_outside,
+            _ => who == ROUTER,
         }
     }
 
@@ -150,6 +171,15 @@ impl State {
     }
 }
 
+/// Ours on the external network.
+const US: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 1);
+const ROUTER_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 0, 1, 1];
+
+fn packet(src: Ipv4Addr, dst: Ipv4Addr) -> Vec<u8> {
+    let header = ethernet_header([2; 6], ROUTER_MAC, ETHERTYPE_IPV4);
+    [&header[..], &echo_request(src, dst, 1, 1, b"x")].concat()
+}
+
 async fn nothing_for(timeout: Duration) {
     let _ = tokio::time::timeout(timeout, std::future::pending::<()>()).await;
 }
@@ -157,6 +187,9 @@ async fn nothing_for(timeout: Duration) {
 impl Outside for Mock {
     fn ping(&self, to: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Option<Echo>>> {
         Box::pin(async move {
+            if to.octets()[..3] != US.octets()[..3] {
+                return Err(Error::lab(format!("cannot ping {to}: {US} has no route to it")));
+            }
             match self.with(|s| s.answers_ping(to)) {
                 Some(ttl) => Ok(Some(Echo { rtt: Duration::from_millis(3), ttl })),
                 None => {
@@ -179,13 +212,27 @@ impl Outside for Mock {
 
     fn resolve(&self, who: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Neighbour>> {
         Box::pin(async move {
-            let known = self.with(|s| who == ROUTER || who == FLOATING && s.floating_attached());
+            let request = Arp {
+                operation: Operation::Request,
+                sender_mac: [2; 6],
+                sender: US,
+                target_mac: [0; 6],
+                target: who,
+            };
+            let known = self.with(|s| {
+                s.shown_outside(&request.frame(BROADCAST));
+                s.has(who)
+            });
             if known {
-                return Ok(Neighbour::Known([0xfa, 0x16, 0x3e, 0, 1, 1]));
+                return Ok(Neighbour::Known(ROUTER_MAC));
             }
             nothing_for(timeout).await;
             Ok(Neighbour::Incomplete)
         })
+    }
+
+    fn who_has(&self, who: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Neighbour>> {
+        self.resolve(who, timeout)
     }
 }
 
@@ -240,6 +287,16 @@ impl State {
             out += &format!("@@stackproof mode\n600\n@@stackproof boot\nboot-id-{boot}\n");
         }
         out + "@@stackproof end\n"
+    }
+}
+
+/// The mock's external network.
+pub struct External(pub Arc<Mock>);
+
+impl Wire for External {
+    fn tap(&self, wanted: Wanted) -> mpsc::Receiver<Bytes> {
+        self.0.with(|s| s.external_taps.push(wanted));
+        mpsc::channel(1).1
     }
 }
 

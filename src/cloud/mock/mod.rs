@@ -66,7 +66,12 @@ pub struct Faults {
     pub neighbour_incomplete: bool,
     /// SSH from the router's namespace reaches another machine.
     pub another_inside: bool,
-    pub fixed_reachable: bool,
+    /// The router answers ARP for the fixed address outside.
+    pub fixed_known_outside: bool,
+    /// The instance's packets leave the router as they are.
+    pub fixed_leaks: bool,
+    /// Nothing is seen on the external network.
+    pub blind_outside: bool,
     pub reboot_does_nothing: bool,
     pub new_host_key_after_reboot: bool,
     pub never_back: bool,
@@ -102,6 +107,7 @@ pub struct State {
     boots: u32,
     control_pings: u32,
     taps: Vec<Wanted>,
+    external_taps: Vec<Wanted>,
 }
 
 impl State {
@@ -170,7 +176,8 @@ impl Mock {
             outside: mock.clone(),
             login: mock.clone(),
             wire: mock.clone(),
-            nodes: mock,
+            nodes: mock.clone(),
+            external: Arc::new(guest::External(mock)),
         }
     }
 

@@ -131,6 +131,8 @@ pub struct World {
     pub wire: Arc<dyn Wire>,
     /// To the nodes, as root.
     pub nodes: Arc<dyn Nodes>,
+    /// The network that floating IPs are on.
+    pub external: Arc<dyn Wire>,
 }
 
 #[cfg(test)]

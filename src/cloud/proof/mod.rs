@@ -8,6 +8,7 @@ mod checks;
 pub mod console;
 pub mod context;
 mod guest;
+mod hidden;
 pub mod inputs;
 mod ledger;
 pub mod login;
@@ -22,8 +23,9 @@ pub mod vxlan;
 pub use context::Context;
 pub use inputs::{Daemon, Image, ProofInputs, Subnets, World};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::event::{Check, Event, Status};
+use crate::wait::Death;
 use std::collections::BTreeMap;
 use story::{Finding, Step};
 use tokio::time::Instant;
@@ -31,8 +33,12 @@ use tokio::time::Instant;
 /// What the proof came to.
 #[derive(Debug)]
 pub struct Outcome {
-    /// In the order of the story; one for each step, run or not.
+    /// In the order of the story; one for each step that was told, run or not.
     pub checks: Vec<Check>,
+    /// Steps that this lab has no place for, each with its reason: not told, and never passed.
+    pub left_out: Vec<(String, String)>,
+    /// Whose fault the first failure is, where it is not the cloud's.
+    kind: Option<Kind>,
     /// Texts worth keeping (`instance-console.log`), by file name, without secrets.
     pub logs: Vec<(String, String)>,
 }
@@ -45,6 +51,25 @@ impl Outcome {
     /// The check that explains the others: the first that failed.
     pub fn first_failure(&self) -> Option<&Check> {
         self.checks.iter().find(|c| c.status == Status::Fail)
+    }
+    /// Why the proof is none; None when it passed. Where a machine had died, that is the reason,
+    /// whatever was being looked at; a host or an image at fault is no failure of the cloud.
+    pub fn error(&self, death: &Death) -> Option<Error> {
+        if self.passed() {
+            return None;
+        }
+        let Some(check) = self.first_failure() else {
+            return Some(Error::new(Kind::Proof, "not every check was run"));
+        };
+        let error = match death.cause() {
+            Some(cause) => Error::lab(format!("during the proof {cause}"))
+                .evidence([format!("`{}` failed:", check.name)]),
+            None => {
+                let kind = self.kind.unwrap_or(Kind::Proof);
+                Error::new(kind, format!("`{}` failed", check.name))
+            }
+        };
+        Some(error.evidence(check.evidence.lines()))
     }
     /// How many checks ended in `status`.
     pub fn count(&self, status: Status) -> usize {
@@ -59,10 +84,14 @@ pub async fn prove(inputs: ProofInputs, world: World) -> Result<Outcome> {
 
 async fn tell(story: &[Step], inputs: ProofInputs, world: World) -> Result<Outcome> {
     let mut context = Context::new(inputs, world)?;
-    let mut checks = Vec::new();
+    let (mut checks, mut left_out, mut kind) = (Vec::new(), Vec::new(), None);
     // What did not pass, with the check at its root.
     let mut broken: BTreeMap<&str, &str> = BTreeMap::new();
     for step in story {
+        if let Some(reason) = story::no_place(step, &context.inputs) {
+            left_out.push((step.name.to_owned(), reason.to_owned()));
+            continue;
+        }
         let start = Instant::now();
         let ground = step.needs.iter().find_map(|need| broken.get(need));
         let found = match ground {
@@ -72,7 +101,12 @@ async fn tell(story: &[Step], inputs: ProofInputs, world: World) -> Result<Outco
         let (status, evidence) = match found {
             Ok(Finding::Pass(seen)) => (Status::Pass, seen),
             Ok(Finding::Skip(reason)) => (Status::Skip, reason),
-            Err(e) => (Status::Fail, explained(&e)),
+            Err(e) => {
+                if kind.is_none() {
+                    kind = Some(fault(&e));
+                }
+                (Status::Fail, explained(&e))
+            }
         };
         if status != Status::Pass {
             broken.insert(step.name, ground.copied().unwrap_or(step.name));
@@ -86,7 +120,16 @@ async fn tell(story: &[Step], inputs: ProofInputs, world: World) -> Result<Outco
         context.inputs.patience.events.send(Event::Check(check.clone()));
         checks.push(check);
     }
-    Ok(Outcome { checks, logs: context.take_logs() })
+    Ok(Outcome { checks, left_out, kind, logs: context.take_logs() })
+}
+
+/// What kind of failure an error of a check is: a wait in vain or a refusal is the cloud's, what is
+/// wrong on our own side keeps its kind.
+fn fault(e: &Error) -> Kind {
+    match e.kind() {
+        own @ (Kind::Internal | Kind::Image | Kind::Host | Kind::Input | Kind::Interrupted) => own,
+        Kind::Proof | Kind::Lab | Kind::Provision => Kind::Proof,
+    }
 }
 
 /// What was expected and seen, the lines that explain it, and the next step.

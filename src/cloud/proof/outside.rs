@@ -15,6 +15,8 @@ pub trait Outside: Send + Sync {
     fn ping(&self, to: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Option<Echo>>>;
     fn connect(&self, to: SocketAddrV4, timeout: Duration) -> Later<'_, Result<Box<dyn Stream>>>;
     fn resolve(&self, who: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Neighbour>>;
+    /// As [`Outside::resolve`], of any address: whether somebody on this wire answers for it.
+    fn who_has(&self, who: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Neighbour>>;
 }
 
 /// The answer to an attempt at opening a TCP connection.
@@ -49,6 +51,9 @@ impl Outside for Leg {
     }
     fn resolve(&self, who: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Neighbour>> {
         Box::pin(Leg::resolve(self, who, timeout))
+    }
+    fn who_has(&self, who: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Neighbour>> {
+        Box::pin(async move { Ok(Leg::who_has(self, who, timeout).await) })
     }
 }
 

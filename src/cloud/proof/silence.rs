@@ -18,8 +18,9 @@ pub struct Heard {
     pub knocks: u32,
     /// Of the control, which must answer.
     pub control: u32,
-    /// Why pings could not even be sent, where there is no way to the target.
-    pub unsent: Option<String>,
+    /// Pings of the target that could not even be sent, and why.
+    pub unsent: u32,
+    pub why_unsent: Option<String>,
 }
 
 /// Pings `target` and knocks at its port 22, and pings `control`, all at once, `rounds` times.
@@ -39,7 +40,10 @@ pub async fn listen(
             outside.ping(control, timeout),
         );
         heard.pings += u32::from(matches!(ping, Ok(Some(_))));
-        heard.unsent = ping.err().map(|e| e.to_string()).or(heard.unsent);
+        if let Err(e) = ping {
+            heard.unsent += 1;
+            heard.why_unsent = Some(e.to_string());
+        }
         heard.knocks += u32::from(knocked != Knock::Silent);
         heard.control += u32::from(matches!(controlled, Ok(Some(_))));
     }
@@ -48,13 +52,23 @@ pub async fn listen(
 
 /// Silence counts only if nothing of the target and nearly everything of the control was heard.
 pub fn judge(target: Ipv4Addr, control: Ipv4Addr, heard: &Heard) -> Result<String> {
-    let Heard { rounds, pings, knocks, control: answers, unsent } = heard;
+    let Heard { rounds, pings, knocks, control: answers, unsent, why_unsent } = heard;
     if *pings > 0 || *knocks > 0 {
         return Err(Error::new(
             Kind::Proof,
             format!(
                 "expected silence of {target}, but it answered {pings} of {rounds} pings and \
                  {knocks} of {rounds} attempts at TCP 22"
+            ),
+        ));
+    }
+    if *unsent > 0 {
+        return Err(Error::new(
+            Kind::Proof,
+            format!(
+                "{unsent} of {rounds} pings of {target} could not be sent ({}): this silence \
+                 proves nothing",
+                why_unsent.as_deref().unwrap_or("no reason known")
             ),
         ));
     }
@@ -69,8 +83,7 @@ pub fn judge(target: Ipv4Addr, control: Ipv4Addr, heard: &Heard) -> Result<Strin
     }
     Ok(format!(
         "{rounds} pings and {rounds} attempts at TCP 22 of {target} unanswered, while {control} \
-         answered {answers} of {rounds} pings{}",
-        unsent.as_ref().map_or_else(String::new, |why| format!(" ({why})"))
+         answered {answers} of {rounds} pings"
     ))
 }
 
@@ -82,7 +95,7 @@ mod tests {
     const C: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 101);
 
     fn judged(rounds: u32, pings: u32, knocks: u32, control: u32) -> Result<String> {
-        judge(T, C, &Heard { rounds, pings, knocks, control, unsent: None })
+        judge(T, C, &Heard { rounds, pings, knocks, control, ..Heard::default() })
     }
 
     #[test]
@@ -95,6 +108,14 @@ mod tests {
     fn one_answer_breaks_it() {
         assert!(judged(10, 1, 0, 10).unwrap_err().to_string().contains("1 of 10 pings"));
         assert!(judged(10, 0, 1, 10).is_err());
+    }
+
+    #[test]
+    fn what_was_never_sent_is_not_silence() {
+        let why_unsent = Some("no route".into());
+        let heard = Heard { rounds: 10, control: 10, unsent: 10, why_unsent, ..Heard::default() };
+        let e = judge(T, C, &heard).unwrap_err().to_string();
+        assert!(e.contains("no route") && e.contains("proves nothing"), "{e}");
     }
 
     #[test]

@@ -3,6 +3,7 @@ use crate::engine::inventory::Family;
 use crate::engine::resources::testing::{Root, root};
 use crate::engine::resources::{Directory, File, Ini};
 use crate::engine::transport::{Boxed, Local, Output, Shell, Watch};
+use crate::error::Kind;
 use crate::event::Events;
 use crate::secret::{Redactor, Secret};
 use crate::wait::{Life, Speed};
@@ -276,19 +277,21 @@ async fn a_death_ends_everything_at_once() {
 }
 
 #[tokio::test]
-async fn a_cancellation_ends_everything_at_once() {
+async fn a_death_of_what_the_nodes_stand_on_is_the_labs_failure() {
     let w = world_with(|n, _| if n == 2 { Fault::Hang } else { Fault::None });
-    let (life, cancel) = Life::new();
+    let (life, death) = Life::new();
     let plan = Plan { steps: vec![Step::new("a", "n").with(mark("x"))] };
     let stop = async {
         while w.shell.calls() < 2 {
             tokio::task::yield_now().await;
         }
-        life.ends("interrupted by SIGINT");
+        life.ends("QEMU of m was killed by signal 9");
     };
-    let (out, ()) = tokio::join!(w.engine.apply(plan, &cancel), stop);
+    let (out, ()) = tokio::join!(w.engine.apply(plan, &death), stop);
     let e = out.unwrap_err();
-    assert_eq!((e.kind(), e.message()), (Kind::Interrupted, "interrupted by SIGINT"));
+    // Not an interruption: nobody asked for it.
+    assert_eq!(e.kind(), Kind::Lab);
+    assert!(e.message().ends_with("QEMU of m was killed by signal 9"), "{e}");
 }
 
 #[test]

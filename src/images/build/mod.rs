@@ -2,7 +2,8 @@
 //! files in `images/NAME/`.
 //!
 //! What is built is keyed by all that makes it: the recipe, its files, the packages asked for, and
-//! the builder's own source. The mirror is not part of it: every mirror has the same packages.
+//! the sources that build it (this one dispatches, and shapes nothing). The mirror is not part of it:
+//! every mirror has the same packages.
 
 mod apt;
 mod cpio;
@@ -10,6 +11,7 @@ mod debian_node;
 mod elf;
 mod linux;
 mod probe_guest;
+mod qcow2;
 
 use super::digest::{Algorithm, Hasher};
 use super::manifest::Manifest;
@@ -17,12 +19,15 @@ use super::store::{self, Store};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Unit};
 use crate::host::Mirrors;
-use crate::host::tool::Tool;
 use crate::wait::Patience;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+macro_rules! sources {
+    ($($file:literal),+) => { &[$(($file, include_str!($file))),+] };
+}
 
 /// Builds images into a store.
 #[derive(Clone, Debug)]
@@ -73,17 +78,28 @@ enum Recipe {
 
 impl Recipe {
     /// The source that builds it: a changed builder is another image.
-    fn sources(&self) -> &'static [&'static str] {
+    fn sources(&self) -> &'static [Source] {
         match self {
-            Recipe::ProbeGuest(_) => &[
-                include_str!("probe_guest.rs"),
-                include_str!("linux.rs"),
-                include_str!("mbr.S"),
-                include_str!("cpio.rs"),
-            ],
-            Recipe::DebianNode(_) => &[include_str!("debian_node.rs")],
+            Recipe::ProbeGuest(_) => sources!(
+                "probe_guest.rs",
+                "apt.rs",
+                "cpio.rs",
+                "elf.rs",
+                "linux.rs",
+                "mbr.S",
+                "qcow2.rs"
+            ),
+            Recipe::DebianNode(_) => sources!("debian_node.rs", "apt.rs", "qcow2.rs"),
         }
     }
+}
+
+/// A file of this folder, and what is written in it.
+type Source = (&'static str, &'static str);
+
+/// A source without its tests, which build nothing.
+fn built_by(source: &str) -> &str {
+    source.split("\n#[cfg(test)]\nmod tests").next().unwrap_or(source)
 }
 
 /// One build that is under way.
@@ -110,8 +126,8 @@ impl Builder {
             hash.update(bytes);
         };
         put(manifest.text.as_bytes());
-        for source in recipe.sources() {
-            put(source.as_bytes());
+        for (_, source) in recipe.sources() {
+            put(built_by(source).as_bytes());
         }
         for (name, content) in files_of(&folder(manifest))? {
             put(name.as_bytes());
@@ -186,11 +202,6 @@ impl Job<'_> {
             Error::host("it is not known from where Debian's packages come")
                 .hint("this host's apt knows no Debian mirror: give one with --debian-mirror URL")
         })
-    }
-
-    async fn to_qcow2(&self, raw: &Path, qcow2: &Path) -> Result<()> {
-        let convert = Tool::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]);
-        convert.arg(raw).arg(qcow2).log(&self.log).run(|_| {}).await
     }
 }
 
@@ -279,6 +290,32 @@ mod tests {
 
         let other = manifest(dir.path(), "node", &NODE.replace("disk_gib = 1", "disk_gib = 2"));
         assert_ne!(key(&["b", "c"]), builder.key(&other, &packages(&["b", "c"])).unwrap());
+    }
+
+    #[test]
+    fn a_key_is_made_of_every_source_that_its_builder_uses() {
+        let siblings = ["apt", "cpio", "debian_node", "elf", "linux", "probe_guest", "qcow2"];
+        for (name, text) in [("probe-guest", RECIPE), ("node", NODE)] {
+            let dir = tempfile::tempdir().unwrap();
+            let recipe: Recipe = manifest(dir.path(), name, text).recipe().unwrap();
+            let listed: Vec<&str> = recipe.sources().iter().map(|(file, _)| *file).collect();
+            for (file, source) in recipe.sources() {
+                let code = built_by(source);
+                assert!(!code.contains("#[test]"), "{file}: tests build nothing");
+                // As `apt::sources`, `cpio::Archive`, `use super::{Job, elf}` or `to_qcow2`.
+                let words: BTreeSet<&str> =
+                    code.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+                let used = |name: &str| {
+                    code.contains(&format!("{name}::")) && words.contains(name)
+                        || (name == "qcow2" && words.contains("to_qcow2"))
+                };
+                for name in siblings.iter().filter(|name| used(name)) {
+                    let needed = format!("{name}.rs");
+                    assert!(listed.contains(&needed.as_str()), "{file} uses {needed}: {listed:?}");
+                }
+            }
+        }
+        assert_eq!(built_by("code\n\n#[cfg(test)]\nmod tests {\n}\n"), "code\n");
     }
 
     #[test]

@@ -195,16 +195,22 @@ impl Leg {
 
     /// Asks for the hardware address of a neighbour, always anew, for at most `timeout`.
     pub async fn resolve(&self, who: Ipv4Addr, timeout: Duration) -> Result<Neighbour> {
-        let start = Instant::now();
-        if who == self.address() {
-            return Ok(Neighbour::Known(self.mac()));
-        }
-        if !self.core().lock().is_connected(who) {
+        if who != self.address() && !self.core().lock().is_connected(who) {
             let text = format!("{who} is no neighbour of {}: not in its subnet", self.address());
             return Err(Error::lab(text).hint("Ask for the gateway's address instead."));
         }
+        Ok(self.who_has(who, timeout).await)
+    }
+
+    /// As [`Leg::resolve`], of any address, in the subnet or not: whether anybody on this wire
+    /// answers ARP for it.
+    pub async fn who_has(&self, who: Ipv4Addr, timeout: Duration) -> Neighbour {
+        let start = Instant::now();
+        if who == self.address() {
+            return Neighbour::Known(self.mac());
+        }
         let mac = self.neighbour(who, Some(start), start + timeout).await;
-        Ok(mac.map_or(Neighbour::Incomplete, Neighbour::Known))
+        mac.map_or(Neighbour::Incomplete, Neighbour::Known)
     }
 
     /// Serves NTP (UDP 123) from the host's clock until the leg is gone.

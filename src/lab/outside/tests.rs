@@ -678,3 +678,13 @@ async fn time_is_served_over_udp() {
     let expected = (now.as_secs() + 2_208_988_800) as u32;
     assert!(expected.wrapping_sub(seconds) < 60);
 }
+
+#[tokio::test(start_paused = true)]
+async fn anybody_on_the_wire_is_found_whatever_his_subnet() {
+    let inside = Ipv4Addr::new(10, 5, 5, 12);
+    let (net, us, _peer) = legs();
+    assert_eq!(soon(us.who_has(inside, SHORT)).await, Neighbour::Incomplete);
+    assert!(us.resolve(inside, SHORT).await.is_err(), "it is no neighbour");
+    let other = Leg::new(&net, inside, 24);
+    assert_eq!(soon(us.who_has(inside, LONG)).await, Neighbour::Known(other.mac()));
+}

@@ -103,8 +103,18 @@ pub fn save(texts: &[Text], folder: &Path, redactor: &Redactor) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud::proof::login::KeyPair;
+    use crate::engine::inventory::Family;
+    use crate::engine::journal::Journal;
+    use crate::engine::transport::{Boxed, Output, Shell, Watch};
+    use crate::event::Events;
+    use crate::lab::keys::SshKey;
+    use crate::roles::secrets::Secrets;
     use crate::secret::Secret;
+    use crate::wait::Speed;
+    use bytes::Bytes;
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
 
     #[test]
     fn what_is_saved_is_private_and_has_no_secret() {
@@ -118,5 +128,55 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let folder = path.parent().unwrap();
         assert_eq!(std::fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    /// Answers every script with all secrets, as a service that logs its settings would.
+    #[derive(Debug)]
+    struct Talkative(String);
+
+    impl Shell for Talkative {
+        fn exec<'a>(
+            &'a self,
+            _: &'a [&'a str],
+            _: Bytes,
+            _: Option<Watch<'a>>,
+        ) -> Boxed<'a, Result<Output>> {
+            let stdout = self.0.clone().into_bytes();
+            Box::pin(async move { Ok(Output { status: 0, stdout, stderr: Vec::new() }) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_that_fails_late_leaves_no_secret_in_its_folder() {
+        let (secrets, redactor) = (Secrets::generate().unwrap(), Redactor::default());
+        secrets.hide_in(&redactor);
+        let (login, guest) = (SshKey::ed25519("x").unwrap(), KeyPair::generate().unwrap());
+        login.hide_in(&redactor);
+        redactor.add_lines(&guest.private);
+        let mut all: Vec<_> = secrets.forms().map(|(n, s)| (n.to_owned(), s)).collect();
+        all.extend([&login.private_pem(), &guest.private].map(|s| ("key".into(), s.clone())));
+        let all: Vec<_> =
+            all.iter().flat_map(|(n, s)| s.lines().map(move |l| (n.clone(), l))).collect();
+        let said: String =
+            all.iter().map(|(name, s)| format!("[1.0] {name}: x={};\n", s.reveal())).collect();
+
+        let spec = LabSpec::load(Path::new("vmtests/labs/one-node.toml")).unwrap();
+        let shell = Arc::new(Talkative(said.clone()));
+        let node = Node::new("openstack1", Family::Debian, shell);
+        let patience = Patience::new(Speed::new(1.0), Events::silent());
+        let mut texts = gather(&[node], &spec, &patience, &redactor).await;
+        assert!(texts.len() > 5, "{}", texts.len());
+        // As the proof gives what it kept of the instance.
+        texts.push(Text { name: "instance-console.log".into(), content: said.clone() });
+        let dir = tempfile::tempdir().unwrap();
+        save(&texts, dir.path(), &redactor).unwrap();
+        let journal = Journal::open(dir.path().join("engine.log"), redactor.clone()).unwrap();
+        journal.note("openstack1", &said);
+        super::super::leaks::in_folder(dir.path(), &all).unwrap().unwrap();
+        // The control: the search finds each of them where nothing was washed.
+        std::fs::write(dir.path().join("raw.log"), &said).unwrap();
+        let found = super::super::leaks::in_folder(dir.path(), &all).unwrap().unwrap_err();
+        assert!(found.contains("fernet.next in") && found.contains("key in"), "{found}");
+        assert!(found.split(", ").all(|one| one.ends_with("raw.log")), "{found}");
     }
 }

@@ -1,46 +1,128 @@
-//! No secret stands in a log: every one is looked for, on the nodes and in what we wrote.
+//! No secret stands in a log: every one is looked for, on the nodes and in what we wrote and showed.
 
 use super::nodes::check;
 use super::{Cluster, Declared};
 use crate::cli::session::Work;
 use crate::engine::inventory::Node;
 use crate::error::{Context, Error, Kind, Result};
+use crate::event::Event;
 use crate::secret::Secret;
+use crate::wait::{Death, Poll};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// To read all logs of one node, on the reference machine.
 const READING: Duration = Duration::from_secs(30);
+/// Until the reader of events has read what was sent.
+const TOLD: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(50);
+/// Shorter lines would be found everywhere.
+const SHORTEST: usize = 8;
+/// What the redactor puts in the place of a secret.
+const HIDDEN: &str = "[secret]";
 
 impl Cluster {
-    /// Looks for each secret in the journals and logs of all nodes, and in our own folder of logs.
-    /// A word that was logged on purpose must be found beside them, else nothing was looked at.
+    /// Looks for each secret in the journals and logs of all nodes, in our own folder of logs, and
+    /// in all that was recorded and shown. A word that was logged and told on purpose must be found
+    /// (on the nodes) and be hidden (by us), else nothing was looked at.
     pub async fn leaks(&self, work: &Work, declared: &Declared, logs: &Path) -> Result<()> {
         let canary = Secret::generate(12).doing(Kind::Host, || "no random bytes".into())?;
-        let secrets = lines(work.redactor.all(), &declared.secrets);
+        work.redactor.add(&canary);
+        let secrets = words(&work.redactor.all(), &declared.secrets, &canary)?;
         for node in &self.nodes {
             let start = Instant::now();
             let seen = on_node(node, work, &secrets, &canary).await?;
-            let name = format!("no secret in the logs of {}", node.name);
-            self.tell(work, [check(name, start, seen)])?;
+            // Told by its word: whether it is washed is looked at below.
+            let seen = seen.map(|told| format!("{told} ({})", canary.reveal()));
+            work.events.send(Event::Check(check(name(&node.name), start, seen.clone())));
+            if let Err(found) = seen {
+                return Err(Error::new(Kind::Proof, format!("`{}` failed", name(&node.name)))
+                    .evidence([found]));
+            }
         }
+        let start = Instant::now();
+        let controls: Vec<_> = self.nodes.iter().map(|node| name(&node.name)).collect();
+        let seen = in_view(work, &controls, &secrets, &canary).await?;
+        self.tell(work, [check("no secret in what was recorded and shown".into(), start, seen)])?;
         let start = Instant::now();
         let seen = in_folder(logs, &secrets)?;
         self.tell(work, [check("no secret in our own logs and consoles".into(), start, seen)])
     }
 }
 
-/// All that the run keeps secret, each under its name: the cloud's own, and the private keys line by
-/// line, as a log would hold them.
-fn lines(all: Vec<Secret>, named: &[(String, Secret)]) -> Vec<(String, Secret)> {
-    all.into_iter()
-        .filter(|secret| !secret.reveal().contains('\n'))
-        .map(|secret| match named.iter().find(|(_, s)| *s == secret) {
-            Some((name, _)) => (name.clone(), secret),
-            None => ("a key or token".to_owned(), secret),
-        })
-        .collect()
+fn name(node: &str) -> String {
+    format!("no secret in the logs of {node}")
+}
+
+/// All that the run keeps secret, line by line, as a log would hold it, each with its name. A secret
+/// of the cloud that nobody would look for is a defect.
+fn words(
+    all: &[Secret],
+    named: &[(String, Secret)],
+    canary: &Secret,
+) -> Result<Vec<(String, Secret)>> {
+    let mut words: Vec<(String, Secret)> = Vec::new();
+    for line in all.iter().flat_map(Secret::lines) {
+        if line.reveal().len() < SHORTEST || line == *canary {
+            continue;
+        }
+        if words.iter().all(|(_, known)| *known != line) {
+            let name = named.iter().find(|(_, s)| s.lines().any(|l| l == line));
+            let name = name.map_or("a key or token", |(name, _)| name);
+            words.push((name.to_owned(), line));
+        }
+    }
+    for (name, secret) in named {
+        if !secret.lines().any(|line| words.iter().any(|(_, word)| *word == line)) {
+            return Err(Error::internal(format!("the secret `{name}` would not be looked for")));
+        }
+    }
+    Ok(words)
+}
+
+/// Looks in the record and in what the view was given. The checks `controls`, just told with the
+/// canary, must be there, and the canary must not.
+async fn in_view(
+    work: &Work,
+    controls: &[String],
+    secrets: &[(String, Secret)],
+    canary: &Secret,
+) -> Result<Result<String, String>> {
+    let shown = work.shown.clone();
+    let told = || async {
+        let (record, shown) = shown.text();
+        match controls.iter().find(|name| !record.contains(*name) || !shown.contains(*name)) {
+            Some(name) => Poll::NotYet(format!("`{name}` is not there yet")),
+            None => Poll::Ready((record, shown)),
+        }
+    };
+    let what = "the record to have what was told";
+    let texts = work.patience().until(what, TOLD, AGAIN, &Death::never(), told).await?;
+    Ok(judge_view([("the record", &texts.0), ("what was shown", &texts.1)], secrets, canary))
+}
+
+fn judge_view(
+    texts: [(&str, &String); 2],
+    secrets: &[(String, Secret)],
+    canary: &Secret,
+) -> Result<String, String> {
+    let mut found = BTreeSet::new();
+    for (place, text) in texts {
+        let canary = ("the word told on purpose".to_owned(), canary.clone());
+        for (name, _) in secrets.iter().chain([&canary]).filter(|(_, s)| text.contains(s.reveal()))
+        {
+            found.insert(format!("{name} in {place}"));
+        }
+        if !text.contains(HIDDEN) {
+            found.insert(format!("the word told on purpose is not in {place}, not even hidden"));
+        }
+    }
+    if !found.is_empty() {
+        return Err(found.into_iter().collect::<Vec<_>>().join(", "));
+    }
+    let bytes = texts.iter().map(|(_, text)| text.len()).sum::<usize>();
+    Ok(format!("none of {} in {bytes} bytes; a word told on purpose was hidden", secrets.len()))
 }
 
 async fn on_node(
@@ -94,7 +176,10 @@ fn judge(printed: &str, secrets: &[(String, Secret)], canary: &Secret) -> Result
     Ok(format!("none of {}; a word logged on purpose was found", secrets.len()))
 }
 
-fn in_folder(folder: &Path, secrets: &[(String, Secret)]) -> Result<Result<String, String>> {
+pub(super) fn in_folder(
+    folder: &Path,
+    secrets: &[(String, Secret)],
+) -> Result<Result<String, String>> {
     let doing = || format!("{} cannot be read", folder.display());
     let (mut files, mut bytes, mut found) = (0, 0, BTreeSet::new());
     let mut folders = vec![folder.to_owned()];
@@ -143,6 +228,41 @@ mod tests {
         let canary = Secret::new("canary-word");
         assert!(judge("", &secrets(), &canary).is_err());
         assert!(judge("journal:canary-word\n", &secrets(), &canary).is_err());
+    }
+
+    #[test]
+    fn keys_are_looked_for_line_by_line_and_every_secret_of_the_cloud_is() {
+        let canary = Secret::new("canary-word");
+        let pem = "-----BEGIN KEY-----\nfirst-line-of-it\nsecond-line\n-----END KEY-----\n";
+        let all = [Secret::new(pem), Secret::new("0123456789abcdef"), canary.clone()];
+        let found = words(&all, &secrets(), &canary).unwrap();
+        let texts: Vec<_> = found.iter().map(|(n, s)| (n.as_str(), s.reveal())).collect();
+        assert_eq!(
+            texts,
+            [
+                ("a key or token", "first-line-of-it"),
+                ("a key or token", "second-line"),
+                ("admin", "0123456789abcdef"),
+            ]
+        );
+        let e = words(&all[..1], &secrets(), &canary).unwrap_err();
+        assert_eq!(e.kind(), Kind::Internal);
+        assert!(e.message().contains("`admin`"), "{e}");
+    }
+
+    #[test]
+    fn what_was_shown_is_searched_and_the_control_must_have_been_hidden_in_it() {
+        let canary = Secret::new("canary-word");
+        let judged = |record: &str, shown: &str| {
+            let texts = (record.to_owned(), shown.to_owned());
+            judge_view([("record", &texts.0), ("shown", &texts.1)], &secrets(), &canary)
+        };
+        assert!(judged("a [secret]", "b [secret]").is_ok());
+        let told = judged("a [secret]", "b [secret] 0123456789abcdef").unwrap_err();
+        assert_eq!(told, "admin in shown");
+        let told = judged("a canary-word [secret]", "[secret]").unwrap_err();
+        assert!(told.contains("told on purpose in record"), "{told}");
+        assert!(judged("a [secret]", "nothing").is_err(), "a search that saw nothing");
     }
 
     #[test]

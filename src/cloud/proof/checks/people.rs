@@ -162,7 +162,7 @@ async fn sha512(path: PathBuf) -> Result<(u64, String)> {
 pub async fn key_pair(c: &mut Context) -> Result<Finding> {
     let member = c.member()?.clone();
     let key = KeyPair::generate()?;
-    c.inputs.redactor.add(&key.private);
+    c.inputs.redactor.add_lines(&key.private);
     let name = format!("key-{}", c.run);
     let fingerprint = Compute(&member).import_key(&name, &key.public).await?;
     c.ledger.add(&member, "key pair", Service::Compute, format!("/os-keypairs/{name}"));

@@ -83,6 +83,7 @@ struct Inner {
     /// The last lines that explain it (a console, a journal, a tool's stderr).
     evidence: Vec<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    blameless: bool,
 }
 
 impl Error {
@@ -94,6 +95,7 @@ impl Error {
             hint: None,
             evidence: Vec::new(),
             source: None,
+            blameless: false,
         }))
     }
 
@@ -137,6 +139,12 @@ impl Error {
         self.0.source = Some(source.into());
         self
     }
+    /// It says nothing against what was used when it happened: a deadline that a busy machine
+    /// missed, a file that another version wrote.
+    pub fn blameless(mut self) -> Self {
+        self.0.blameless = true;
+        self
+    }
     /// Says what was being done when `self` happened, keeping kind, place, hint and evidence.
     pub fn while_doing(mut self, what: impl fmt::Display) -> Self {
         self.0.message = format!("{what}: {}", self.0.message);
@@ -145,6 +153,9 @@ impl Error {
 
     pub fn kind(&self) -> Kind {
         self.0.kind
+    }
+    pub fn is_blameless(&self) -> bool {
+        self.0.blameless
     }
     pub fn message(&self) -> &str {
         &self.0.message

@@ -51,10 +51,30 @@ impl Speed {
 
 /// The news of a death. The watched thing holds the [`Life`]; those who wait hold [`Death`]s.
 #[derive(Debug)]
-pub struct Life(watch::Sender<Option<String>>);
+pub struct Life(watch::Sender<Option<Cause>>);
 
 #[derive(Clone, Debug)]
-pub struct Death(watch::Receiver<Option<String>>);
+pub struct Death(watch::Receiver<Option<Cause>>);
+
+/// Why something died, and what the error of whoever waited for it says.
+#[derive(Clone, Debug)]
+pub struct Cause {
+    pub text: String,
+    pub kind: Kind,
+    pub hint: Option<String>,
+}
+
+impl From<String> for Cause {
+    fn from(text: String) -> Cause {
+        Cause { text, kind: Kind::Lab, hint: None }
+    }
+}
+
+impl From<&str> for Cause {
+    fn from(text: &str) -> Cause {
+        text.to_owned().into()
+    }
+}
 
 impl Life {
     pub fn new() -> (Life, Death) {
@@ -65,7 +85,7 @@ impl Life {
         Death(self.0.subscribe())
     }
     /// Says once why it died. Later causes are ignored: the first is the one that explains.
-    pub fn ends(&self, cause: impl Into<String>) {
+    pub fn ends(&self, cause: impl Into<Cause>) {
         self.0.send_if_modified(|c| {
             if c.is_some() {
                 return false;
@@ -75,7 +95,7 @@ impl Life {
         });
     }
     pub fn cause(&self) -> Option<String> {
-        self.0.borrow().clone()
+        self.0.borrow().as_ref().map(|c| c.text.clone())
     }
 }
 
@@ -88,13 +108,18 @@ impl Death {
         Death(rx)
     }
     pub fn cause(&self) -> Option<String> {
-        self.0.borrow().clone()
+        self.0.borrow().as_ref().map(|c| c.text.clone())
     }
     /// Resolves with the cause once it has died. A dropped [`Life`] is a death too.
     pub async fn wait(&mut self) -> String {
+        self.wait_cause().await.text
+    }
+    /// The same with what an error says beside the cause.
+    pub async fn wait_cause(&mut self) -> Cause {
+        let ended = || Cause::from("its supervisor ended");
         match self.0.wait_for(Option::is_some).await {
-            Ok(cause) => cause.clone().unwrap_or_default(),
-            Err(_) => "its supervisor ended".into(),
+            Ok(cause) => cause.clone().unwrap_or_else(ended),
+            Err(_) => ended(),
         }
     }
 }
@@ -134,7 +159,7 @@ impl Patience {
         let out = tokio::select! {
             biased;
             out = work => out,
-            cause = death.wait() => Err(died(what, &cause)),
+            cause = death.wait_cause() => Err(died(what, cause)),
             () = tokio::time::sleep(deadline) => Err(late(what, deadline, None)),
         };
         self.report(what, start, deadline, out.is_ok());
@@ -171,7 +196,7 @@ impl Patience {
         let out = tokio::select! {
             biased;
             out = tries => Some(out),
-            cause = death.wait() => Some(Err(died(what, &cause))),
+            cause = death.wait_cause() => Some(Err(died(what, cause))),
             () = tokio::time::sleep(deadline) => None,
         };
         let out = out.unwrap_or_else(|| Err(late(what, deadline, last.as_deref())));
@@ -200,8 +225,12 @@ pub fn block_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
-fn died(what: &str, cause: &str) -> Error {
-    Error::new(Kind::Lab, format!("waited for {what}, but {cause}"))
+fn died(what: &str, cause: Cause) -> Error {
+    let error = Error::new(cause.kind, format!("waited for {what}, but {}", cause.text));
+    match cause.hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
 }
 
 fn late(what: &str, deadline: Duration, last: Option<&str>) -> Error {
@@ -209,6 +238,8 @@ fn late(what: &str, deadline: Duration, last: Option<&str>) -> Error {
         Kind::Lab,
         format!("waited {:.0} s for {what}, in vain", deadline.as_secs_f64()),
     );
+    // It says that somebody was slow, and not who.
+    let e = e.blameless();
     match last {
         Some(seen) => e.evidence([format!("last seen: {seen}")]),
         None => e,
@@ -277,9 +308,25 @@ mod tests {
             .await;
         assert_eq!(start.elapsed().as_secs(), 30);
         let e = out.unwrap_err();
-        assert!(e.message().contains("30 s"), "{e}");
+        assert!(e.message().contains("30 s") && e.is_blameless(), "{e}");
         assert_eq!(e.evidence_lines(), ["last seen: no lease, failing"]);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cause_that_knows_more_gives_its_kind_and_next_step_to_the_error() {
+        let (life, death) = Life::new();
+        let (text, hint) = ("the host's disk is full".to_owned(), Some("free some space".into()));
+        life.ends(Cause { text, kind: Kind::Host, hint });
+        let p = patience(1.0);
+        let wait = p.until("SSH", Duration::from_secs(1), LOOK, &death, || async {
+            Poll::<()>::NotYet("no answer".into())
+        });
+        let e = wait.await.unwrap_err();
+        assert_eq!((e.kind(), e.hint_text()), (Kind::Host, Some("free some space")));
+        assert!(e.message().ends_with("but the host's disk is full") && !e.is_blameless(), "{e}");
+    }
+
+    const LOOK: Duration = Duration::from_millis(100);
 
     #[tokio::test(start_paused = true)]
     async fn the_first_cause_of_death_is_kept() {

@@ -81,6 +81,7 @@ impl Bench {
         };
         let options = LabOptions {
             run_root: root.path().join("runs"),
+            slots: registry::shared("runs")?,
             hypervisor,
             accel: judged.accel,
             keep: false,

@@ -42,7 +42,11 @@ fn main() -> ExitCode {
             eprintln!("not run: {}: {why}", test.name());
         }
         let name = test.name();
-        let trial = Trial::test(name, move || (test.run)().map_err(Into::into));
+        let trial = Trial::test(name, move || {
+            // Given back when the test is over, however it ends.
+            let _room = registry::reserve(&test)?;
+            (test.run)().map_err(Into::into)
+        });
         trials.push(trial.with_ignored_flag(lacking.is_some()));
     }
     let done = libtest_mimic::run(&arguments, trials);

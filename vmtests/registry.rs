@@ -1,15 +1,19 @@
 //! Every VM test with what it needs, and whether this host has it.
 
+use stackproof::error::Error;
 use stackproof::event::Events;
 use stackproof::images::build::{Builder, Built};
 use stackproof::images::manifest::Manifest;
 use stackproof::images::store::Store;
+use stackproof::lab::admission::{Ledger, Reservation, Turn, Want};
 use stackproof::wait::{Patience, Speed};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What a test needs besides QEMU.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Needs {
+    pub guests: u32,
     /// The memory of all its guests together, in MiB.
     pub memory: u64,
     /// The image `probe-guest`, built.
@@ -35,6 +39,30 @@ impl Test {
         let size = if self.needs.memory <= MICRO { "micro" } else { "node" };
         format!("{size}::{}", self.path)
     }
+}
+
+/// For the labs that asked before, on the reference machine.
+const OTHERS: Duration = Duration::from_secs(1200);
+
+/// What the test's guests need, after all labs of this user that asked before: beside a run of e2e
+/// on a small machine both would only thrash.
+pub fn reserve(test: &Test) -> Result<Reservation, String> {
+    let needs = test.needs;
+    let want = Want::machines(&test.name(), needs.guests.into(), needs.memory << 20, needs.guests);
+    let patience = Patience::new(Speed::new(1.0), Events::silent());
+    let reserve = async {
+        let ledger = Ledger::open(shared("reservations")?)?;
+        ledger.reserve(&want, Turn::Within(OTHERS), &patience).await
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| e.to_string())?;
+    runtime.block_on(reserve).map_err(|e| crate::bench::told(&e))
+}
+
+/// A folder of the store, which labs of other processes use too.
+pub fn shared(folder: &str) -> stackproof::error::Result<PathBuf> {
+    let store = store().ok_or_else(|| Error::host("the store cannot be opened"))?;
+    Ok(store.root().join(folder))
 }
 
 /// The list. A test is a function in a file of its room beside this one.

@@ -177,7 +177,7 @@ fn list_json(all: &[Layer], broken: u64, valid: impl Fn(&Layer) -> Option<bool>)
 }
 
 /// `3 min`, `5 h`, `2 d` since then.
-fn ago(then: SystemTime) -> String {
+pub fn ago(then: SystemTime) -> String {
     let seconds = SystemTime::now().duration_since(then).unwrap_or_default().as_secs();
     match seconds {
         0..60 => format!("{seconds} s"),

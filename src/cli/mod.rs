@@ -87,6 +87,18 @@ fn sweep(session: &Session) {
         }
         Err(e) => session.events.warning(format!("runs could not be swept: {e}")),
     }
+    match crate::lab::checkpoint::sweep(&lab::checkpoints(&session.env.store)) {
+        Ok(removed) => {
+            for path in removed {
+                let path = path.display();
+                session.events.info(format!("removed {path}, half a checkpoint of a killed run"));
+            }
+        }
+        Err(e) => session.events.warning(format!("checkpoints could not be swept: {e}")),
+    }
+    if let Err(e) = crate::layers::Layers::sweep_in(&session.env.store) {
+        session.events.warning(format!("layers could not be swept: {e}"));
+    }
     match crate::supervisor::place::sweep(&runs) {
         Ok(swept) => {
             for name in swept {

@@ -95,6 +95,32 @@ impl Session {
     where
         F: Future<Output = Result<T>>,
     {
+        self.run(async |stop, given| {
+            let events = given.events.clone();
+            stop.or(&events, work(given)).await
+        })
+        .await
+    }
+
+    /// The same for work that goes on until a signal, and comes to its own end when it hears of it.
+    pub async fn conduct_until_told<T, F>(
+        self,
+        work: impl FnOnce(Work, oneshot::Receiver<()>) -> F,
+    ) -> (Record, Result<T>)
+    where
+        F: Future<Output = Result<T>>,
+    {
+        self.run(async |stop, given| {
+            let (tell, told) = oneshot::channel();
+            stop.tell(tell, work(given, told)).await
+        })
+        .await
+    }
+
+    async fn run<T>(
+        self,
+        conduct: impl AsyncFnOnce(Stop, Work) -> Result<T>,
+    ) -> (Record, Result<T>) {
         let given = Work {
             env: self.env,
             redactor: self.redactor.clone(),
@@ -104,7 +130,7 @@ impl Session {
             shown: self.shown,
         };
         let (speed, facts) = (given.speed.clone(), given.facts.clone());
-        let out = self.stop.or(&self.events, work(given)).await;
+        let out = conduct(self.stop, given).await;
         // The reader may have panicked; the result must not be lost with it.
         let _ = self.end.send(());
         let mut record = self.reader.await.unwrap_or_default();

@@ -1,9 +1,11 @@
 //! Ctrl-C and SIGTERM: the first drops the work, and everything it owns cleans up after itself; the
-//! second ends the process at once (machines die with it: the kernel sees to that).
+//! second ends the process at once (machines die with it: the kernel sees to that). Work whose
+//! ordinary end is a signal is told of the first, and dropped at the second.
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::Events;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 /// The signals that mean "stop". Made before any work begins, so that no moment is uncovered.
 pub struct Stop {
@@ -21,6 +23,25 @@ impl Stop {
             terminate: on(SignalKind::terminate())?,
             hangup: on(SignalKind::hangup())?,
         })
+    }
+
+    /// Runs `work` to its end, which begins when `told` hears of the first signal. The second drops
+    /// it, and the error is [`Kind::Interrupted`].
+    pub async fn tell<T>(
+        mut self,
+        told: oneshot::Sender<()>,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let mut work = Box::pin(work);
+        tokio::select! {
+            out = &mut work => return out,
+            () = self.asked() => {}
+        }
+        let _ = told.send(());
+        tokio::select! {
+            out = &mut work => out,
+            () = self.asked() => Err(Error::interrupted()),
+        }
     }
 
     async fn asked(&mut self) {
@@ -84,6 +105,20 @@ mod tests {
         let e = stop.or(&Events::silent(), work).await.unwrap_err();
         assert_eq!(e.kind(), Kind::Interrupted);
         assert!(gone.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test]
+    async fn work_that_is_told_of_the_signal_comes_to_its_own_end() {
+        let stop = Stop::watch().unwrap();
+        let (tell, told) = oneshot::channel();
+        let work = async move {
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::HUP)
+                .unwrap();
+            told.await.unwrap();
+            tokio::task::yield_now().await;
+            Ok("the rest")
+        };
+        assert_eq!(stop.tell(tell, work).await.unwrap(), "the rest");
     }
 
     #[tokio::test]

@@ -54,6 +54,8 @@ pub struct BootImage {
 pub struct LabOptions {
     /// Run directories are made here.
     pub run_root: PathBuf,
+    /// Boot slots are kept here: the same for all labs that share the host's processors.
+    pub slots: PathBuf,
     pub hypervisor: Hypervisor,
     pub accel: Accel,
     /// Leave the run directory (disks, seeds with private keys) when the lab ends.
@@ -124,7 +126,7 @@ impl Lab {
         let lab = Lab::prepare(spec, images, options, patience, redactor).await?;
         let slots = match options.accel {
             Accel::Kvm => BootSlots::unlimited(),
-            Accel::Tcg => BootSlots::open(&options.run_root)?,
+            Accel::Tcg => BootSlots::open(&options.slots)?,
         };
         lab.boot(&slots, patience).await?;
         Ok(lab)
@@ -305,6 +307,9 @@ impl Lab {
     pub fn leg(&self, network: &str) -> Option<&Leg> {
         self.legs.iter().find(|(name, _)| name == network).map(|(_, leg)| leg)
     }
+    pub(super) fn legs(&self) -> impl Iterator<Item = &Leg> {
+        self.legs.iter().map(|(_, leg)| leg)
+    }
     pub fn switch(&self) -> &Switch {
         &self.switch
     }
@@ -428,7 +433,7 @@ impl Watchers {
     fn watch(&mut self, mut one: Death) {
         let any = Arc::clone(&self.any);
         let task = tokio::spawn(async move {
-            let cause = one.wait().await;
+            let cause = one.wait_cause().await;
             any.ends(cause);
         });
         self.tasks.push(task.abort_handle());

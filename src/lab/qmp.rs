@@ -64,6 +64,13 @@ impl Event {
     pub fn typed(&self) -> Option<qapi_qmp::Event> {
         serde_json::from_value(self.whole.clone()).ok()
     }
+
+    /// `None` where the message is no event.
+    pub(super) fn of(message: &Value) -> Option<Event> {
+        let name = message.get("event")?.as_str()?.to_owned();
+        let data = message.get("data").cloned().unwrap_or(Value::Null);
+        Some(Event { name, data, whole: message.clone() })
+    }
 }
 
 impl Qmp {
@@ -203,9 +210,7 @@ impl Shared {
 
     fn deliver(&self, message: Value) {
         let mut state = self.state();
-        if let Some(name) = message.get("event").and_then(Value::as_str) {
-            let data = message.get("data").cloned().unwrap_or(Value::Null);
-            let event = Event { name: name.to_owned(), data, whole: message };
+        if let Some(event) = Event::of(&message) {
             state.subscribers.retain(|s| s.send(event.clone()).is_ok());
             return;
         }

@@ -46,6 +46,22 @@ pub struct LabSpec {
     pub nodes: Vec<NodeSpec>,
 }
 
+impl LabSpec {
+    /// Whether both describe the same machines and networks, whatever they and their files are
+    /// called and wherever in them it stands.
+    pub fn same_lab(&self, other: &LabSpec) -> bool {
+        let networks = |spec: &LabSpec| {
+            let one = |n: &NetworkSpec| NetworkSpec { line: 0, ..n.clone() };
+            spec.networks.iter().map(one).collect::<Vec<_>>()
+        };
+        let nodes = |spec: &LabSpec| {
+            let one = |n: &NodeSpec| NodeSpec { line: 0, image_line: 0, ..n.clone() };
+            spec.nodes.iter().map(one).collect::<Vec<_>>()
+        };
+        networks(self) == networks(other) && nodes(self) == nodes(other)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkSpec {
     pub name: String,

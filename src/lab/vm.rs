@@ -11,7 +11,7 @@ use super::qmp::{Event, Qmp};
 use super::switch::{Counters, Network, Port};
 use crate::error::{Context, Error, Kind, Result};
 use crate::secret::Redactor;
-use crate::wait::{Death, Life, Patience};
+use crate::wait::{Cause, Death, Life, Patience};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -409,8 +409,28 @@ impl Watch {
             Some(qapi_qmp::Event::GUEST_PANICKED { .. }) => {
                 self.life.ends(format!("{} is lost: its kernel panicked", self.name));
             }
+            // QEMU has stopped the guest, which would look as if it hung for ever.
+            Some(qapi_qmp::Event::BLOCK_IO_ERROR { data, .. })
+                if data.action == qapi_qmp::BlockErrorAction::stop =>
+            {
+                self.life.ends(self.disk_error(data.nospace == Some(true), &data.reason));
+            }
             _ => {}
         }
+    }
+
+    fn disk_error(&self, full: bool, reason: &str) -> Cause {
+        let name = &self.name;
+        let (why, hint) = if full {
+            (
+                "the host's disk is full".to_owned(),
+                "free some space where the store is, and run again",
+            )
+        } else {
+            (format!("the host's disk fails: {reason}"), "look at the host's disk (`dmesg`)")
+        };
+        let text = format!("{name} was stopped in the middle of a write to its disk: {why}");
+        Cause { text, kind: Kind::Host, hint: Some(hint.into()) }
     }
 
     fn cause(&self, status: ExitStatus, powered_off: bool) -> String {

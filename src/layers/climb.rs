@@ -17,8 +17,9 @@ pub trait Site: Send {
     /// From nothing to the first stage.
     fn boot(&mut self) -> impl Future<Output = Result<Self::Lab>> + Send;
 
-    /// A lab as it stood at `stage`. An error of the kind [`Kind::Host`] or [`Kind::Interrupted`] says nothing
-    /// against the checkpoint; every other does.
+    /// A lab as it stood at `stage`. An error of the kind [`Kind::Host`] or [`Kind::Interrupted`]
+    /// says nothing against the checkpoint, nor does one that is [blameless](Error::blameless) or
+    /// of the image that is not in it ([`Kind::Image`]); every other does.
     fn restore(
         &mut self,
         stage: Stage,
@@ -33,8 +34,14 @@ pub trait Site: Send {
         until: Stage,
     ) -> impl Future<Output = Result<()>> + Send;
 
+    /// Has the lab give back what it keeps and does not need. Its size is asked afterwards.
+    fn slim(&mut self, lab: &mut Self::Lab) -> impl Future<Output = Result<()>> + Send;
+
     /// What a checkpoint of the lab would take now at most, in bytes.
     fn size(&self, lab: &Self::Lab) -> Result<u64>;
+
+    /// Why a machine of the lab is dead, where one is.
+    fn death(&self, lab: &Self::Lab) -> Option<String>;
 
     /// Keeps the lab as it stands as a folder that is not there yet; the lab goes on.
     fn checkpoint(
@@ -112,6 +119,10 @@ impl Climb<'_> {
                 Err(e) => e,
             };
             let what = format!("the layer {} ({}) did not restore", rung.stage, rung.key);
+            if e.is_blameless() || e.kind() == Kind::Image {
+                self.events.warning(format!("{what}, which says nothing against it: {e}"));
+                continue;
+            }
             if let Some(first) = broken {
                 // One damaged file is bad luck; two are a defect, which a third try would hide.
                 return Err(e.while_doing(format!("{what}, after that of {first}")).hint(
@@ -147,6 +158,8 @@ impl Climb<'_> {
     /// From the rung `at` to the last, stopping where a layer is kept.
     async fn rest<S: Site>(&self, site: &mut S, lab: &mut S::Lab, at: usize) -> Result<()> {
         let last = self.rungs.len() - 1;
+        // Slim already as it stands: asked for its size, and perhaps kept, before anything is done.
+        let mut slim = self.is_new(at)? && self.slimmed(site, lab, at).await?;
         let keep = self.choose(at, site.size(lab)?)?;
         let mut done = at;
         for (i, rung) in self.rungs.iter().enumerate().skip(at) {
@@ -156,19 +169,40 @@ impl Climb<'_> {
             }
             if i > done {
                 site.advance(lab, self.rungs[done].stage, rung.stage).await?;
-                done = i;
+                (done, slim) = (i, false);
             }
-            if kept {
-                match self.keep(site, lab, rung, i == last, &keep).await {
-                    // A cloud that took many minutes is not thrown away for want of its copy.
-                    Err(e) if e.kind() == Kind::Host => {
-                        self.events.warning(format!("the layer {} is not kept: {e}", rung.stage))
-                    }
-                    kept => kept?,
-                }
+            if kept && (slim || self.slimmed(site, lab, i).await?) {
+                let out = self.keep(site, lab, rung, i == last, &keep).await;
+                self.without(site, lab, rung, out)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether the lab stands at a rung of which there is no layer.
+    fn is_new(&self, at: usize) -> Result<bool> {
+        let Some(layers) = self.layers else { return Ok(false) };
+        Ok(!layers.all()?.iter().any(|l| l.key == self.rungs[at].key))
+    }
+
+    async fn slimmed<S: Site>(&self, site: &mut S, lab: &mut S::Lab, at: usize) -> Result<bool> {
+        let out = site.slim(lab).await;
+        let slim = out.is_ok();
+        self.without(site, lab, &self.rungs[at], out)?;
+        Ok(slim)
+    }
+
+    /// A cloud that took many minutes is not thrown away for want of its copy: what keeps a layer
+    /// from being made ends the run only where the lab itself did not live through it.
+    fn without<S: Site>(&self, site: &S, lab: &S::Lab, rung: &Rung, out: Result<()>) -> Result<()> {
+        match out {
+            Err(e) if e.kind() == Kind::Interrupted || site.death(lab).is_some() => Err(e),
+            Err(e) => {
+                self.events.warning(format!("the layer {} is not kept: {e}", rung.stage));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// The layers to be made from the rung `at` on, where the lab stands and has this size.

@@ -4,14 +4,11 @@
 use super::inputs::Inputs;
 use crate::engine::canonical::digest;
 use crate::error::{Error, Result};
-use crate::lab::checkpoint::Platform;
+use crate::lab::checkpoint::{self, Platform};
 use crate::lab::keys::SshKey;
 use crate::lab::seed::Seed;
 use crate::lab::spec::{Bytes, LabSpec, NetworkSpec, NodeSpec};
 use crate::lab::{BootImage, LabOptions};
-
-/// Raised when layers are kept in another way than before.
-const FORMAT: &str = "1";
 
 /// What a node boots, by its content.
 #[derive(Clone, Debug)]
@@ -30,7 +27,8 @@ pub fn inputs(
     image: impl Fn(&str) -> Option<Image>,
 ) -> Result<Inputs> {
     let mut inputs = Inputs::default();
-    inputs.set("format of layers", FORMAT);
+    // A layer that this stackproof cannot read is one with another key.
+    inputs.set("format of layers", checkpoint::VERSION.to_string());
     inputs.set("QEMU", &platform.qemu);
     inputs.set("accelerator", &platform.accelerator);
     inputs.set("machine", &platform.machine);
@@ -113,8 +111,8 @@ pub(super) mod tests {
     fn options() -> LabOptions {
         let (qemu, img, release) = ("qemu".into(), "qemu-img".into(), "10.0.2".into());
         let hypervisor = Hypervisor { qemu, img, version: (10, 0, 2), release, sandbox: true };
-        let (run_root, accel) = ("/somewhere".into(), Accel::Tcg);
-        LabOptions { run_root, hypervisor, accel, keep: false, logs: None }
+        let (run_root, slots, accel) = ("/somewhere".into(), "/there".into(), Accel::Tcg);
+        LabOptions { run_root, slots, hypervisor, accel, keep: false, logs: None }
     }
 
     fn image(name: &str) -> Option<Image> {
@@ -198,7 +196,8 @@ pub(super) mod tests {
     fn what_no_guest_sees_is_no_input() {
         let spec = two_node(|t| t);
         let mut other = options();
-        (other.run_root, other.keep) = ("/elsewhere".into(), true);
+        (other.run_root, other.slots) = ("/elsewhere".into(), "/elsewhere".into());
+        other.keep = true;
         other.hypervisor.sandbox = false;
         let moved = |name: &str| {
             let mut image = image(name)?;

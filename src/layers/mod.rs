@@ -21,4 +21,4 @@ pub mod why;
 pub use climb::{Climb, Site, Way};
 pub use inputs::{Inputs, Key};
 pub use rungs::{Rung, rungs};
-pub use store::{Held, Layer, Layers};
+pub use store::{Held, Layer, Layers, hold};

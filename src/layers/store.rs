@@ -27,6 +27,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
+/// In the store.
+const LAYERS: &str = "layers";
 const CHECKPOINT: &str = "checkpoint";
 const INPUTS: &str = "inputs.json";
 const ABOUT: &str = "layer.json";
@@ -72,6 +74,27 @@ impl Held {
     }
 }
 
+/// The layer that the checkpoint at this path belongs to, held; `None` where it is no layer's. One
+/// that has been removed is an error.
+pub fn hold(checkpoint: &Path) -> Result<Option<Held>> {
+    let Some((store, key)) = of_layer(checkpoint) else { return Ok(None) };
+    let held = Layers::open(store)?.find(&key)?;
+    let gone = || {
+        Error::input(format!("the layer {key} has just been removed"))
+            .at(checkpoint, None)
+            .hint("`stackproof cache ls` shows those that are there")
+    };
+    held.ok_or_else(gone).map(Some)
+}
+
+/// The store and the key of `STORE/layers/KEY/checkpoint`.
+fn of_layer(checkpoint: &Path) -> Option<(&Path, Key)> {
+    let folder = checkpoint.file_name().filter(|n| *n == CHECKPOINT).and(checkpoint.parent())?;
+    let key = Key::parse(folder.file_name()?.to_str()?)?;
+    let layers = folder.parent().filter(|l| l.file_name().is_some_and(|n| n == LAYERS))?;
+    Some((layers.parent()?, key))
+}
+
 /// What came of the making of a layer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Made {
@@ -92,7 +115,7 @@ impl Layers {
     /// The layers of the store at `store`, made where missing; what killed processes left behind
     /// is removed.
     pub fn open(store: &Path) -> Result<Layers> {
-        let layers = Layers { root: store.join("layers") };
+        let layers = Layers { root: store.join(LAYERS) };
         let make = || -> io::Result<()> {
             for folder in [&layers.root, &layers.locks(), &layers.tmp(), &layers.broken()] {
                 DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -101,6 +124,11 @@ impl Layers {
         };
         make().map_err(|e| layers.cannot("cannot be written").because(e))?;
         Ok(layers)
+    }
+
+    /// Removes what killed processes left half-made in the store at `store`, where it has layers.
+    pub fn sweep_in(store: &Path) -> Result<()> {
+        if store.join(LAYERS).is_dir() { Layers::open(store).map(drop) } else { Ok(()) }
     }
 
     pub fn root(&self) -> &Path {

@@ -28,7 +28,11 @@ impl Usage {
         };
         self.0.insert((meta.dev(), meta.ino()), meta.blocks() * 512);
         if meta.is_dir() {
-            for entry in fs::read_dir(path)? {
+            let entries = match fs::read_dir(path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                entries => entries?,
+            };
+            for entry in entries {
                 self.add(&entry?.path())?;
             }
         }

@@ -77,6 +77,21 @@ impl Secrets {
         Ok(Secrets(NAMES.iter().map(get).collect::<Result<_>>()?))
     }
 
+    /// What [`Secrets::reveal`] gave when there may have been fewer of them, or others. Those that
+    /// have come since are made now: no step that was applied then can have used one, for it would
+    /// be another step today. Those that nobody uses any more are left out.
+    pub fn of_then(value: &serde_json::Value) -> Result<Secrets> {
+        let then = value.as_object().filter(|then| then.values().all(|v| v.is_string()));
+        let then = then.ok_or_else(|| Error::input("these are no secrets of a lab"))?;
+        let mut secrets = Secrets::generate()?;
+        for (name, secret) in &mut secrets.0 {
+            if let Some(text) = then.get(name).and_then(serde_json::Value::as_str) {
+                *secret = Secret::new(text);
+            }
+        }
+        Ok(secrets)
+    }
+
     /// Reads the lab's secrets, or makes them where there are none yet. The file is 0600.
     pub fn load_or_generate(path: &Path) -> Result<Secrets> {
         match std::fs::read_to_string(path) {
@@ -209,6 +224,23 @@ mod tests {
         kept.as_object_mut().unwrap().remove("rabbit");
         let e = Secrets::parse(&kept).unwrap_err();
         assert_eq!(e.message(), "no secret `rabbit`");
+    }
+
+    #[test]
+    fn secrets_of_then_keep_their_values_beside_those_that_have_come_since() {
+        let made = Secrets::generate().unwrap();
+        let mut kept = made.reveal();
+        let then = kept.as_object_mut().unwrap();
+        then.remove("rabbit");
+        then.insert("user.heat".into(), "of a role that is gone".into());
+        let now = Secrets::of_then(&kept).unwrap();
+        assert_eq!((now.admin(), now.iter().count()), (made.admin(), NAMES.len()));
+        assert_eq!(now.rabbit().reveal().len(), made.rabbit().reveal().len());
+        assert_ne!(now.rabbit(), made.rabbit());
+        for damaged in ["null", "[]", "{\"admin\": 7}"] {
+            let e = Secrets::of_then(&serde_json::from_str(damaged).unwrap()).unwrap_err();
+            assert_eq!(e.kind(), Kind::Input, "{damaged}: {e}");
+        }
     }
 
     #[test]

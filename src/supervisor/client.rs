@@ -112,7 +112,7 @@ impl Client {
     /// forgotten. Tells whether it ran.
     pub async fn down(&self) -> Result<bool> {
         if let Found::Ended(_) = self.place.look()? {
-            self.place.remove()?;
+            self.place.remove(&self.patience).await?;
             return Ok(false);
         }
         let (_, mut stream) = self.open(&Request::Down).await?;
@@ -139,7 +139,7 @@ impl Client {
             }
         };
         self.patience.until(&what, ANSWERS, TRY_EVERY, &never, gone).await.map_err(hint)?;
-        self.place.remove()?;
+        self.place.remove(&self.patience).await?;
         Ok(true)
     }
 

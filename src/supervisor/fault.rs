@@ -31,6 +31,14 @@ pub enum Fault {
     Reset {
         node: String,
     },
+    /// Fills the disk of a node up to the last byte, from within.
+    Fill {
+        node: String,
+    },
+    /// Gives the room back that [`Fault::Fill`] took.
+    Free {
+        node: String,
+    },
     Wire(Wire),
 }
 

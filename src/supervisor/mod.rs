@@ -7,6 +7,7 @@ pub mod fault;
 mod forward;
 mod handles;
 pub mod login;
+pub mod nodes;
 pub mod owner;
 pub mod place;
 pub mod protocol;

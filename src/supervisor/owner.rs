@@ -10,10 +10,11 @@ use super::protocol::{Answer, Phase, Request};
 use super::proxy::Proxy;
 use super::seam::{self, Writer};
 use super::status::Status;
-use super::{login, serve, socket};
+use super::{login, nodes, serve, socket};
 use crate::error::{Context, Error, Kind, Result};
 use crate::lab::admission::Reservation;
 use crate::lab::{Lab, LabOptions, Node};
+use crate::layers::{self, Held};
 use crate::secret::Redactor;
 use crate::wait::Patience;
 use std::collections::BTreeSet;
@@ -32,6 +33,8 @@ pub enum Ended {
     Asked,
     /// With its last machine; the causes of all.
     Died(String),
+    /// Before anybody had heard that it is up.
+    GivenUp,
 }
 
 /// What a lab that came up runs with.
@@ -75,6 +78,9 @@ pub(super) struct Shared {
 struct Now {
     handles: Option<Arc<Handles>>,
     doing: Option<String>,
+    /// Nothing new is to be connected: what the lab is being saved with would be cut off, and half
+    /// known to a lab restored from it.
+    closed: bool,
     frozen: BTreeSet<String>,
     /// Node and network.
     cut: BTreeSet<(String, String)>,
@@ -112,11 +118,23 @@ impl Shared {
         })
     }
 
+    /// The way into the lab, unless it is closed at the moment.
+    pub fn reach(&self) -> Result<Reach> {
+        let handles = self.handles()?;
+        let now = self.now();
+        if now.closed {
+            let doing = now.doing.as_deref().unwrap_or("being saved");
+            return Err(Error::lab(format!("lab {} takes no connections: {doing}", self.name))
+                .hint("try again in a moment; `stackproof lab status` tells when it is over"));
+        }
+        Ok(handles.reach.clone())
+    }
+
     pub fn way(self: &Arc<Self>) -> Way {
         let shared = Arc::downgrade(self);
         Arc::new(move || -> Result<Reach> {
             let shared = shared.upgrade().ok_or_else(|| Error::lab("the lab has ended"))?;
-            Ok(shared.handles()?.reach.clone())
+            shared.reach()
         })
     }
 
@@ -199,16 +217,24 @@ impl Owner {
             .ended(format!("it never came up: {}", self.shared.redactor.clean(&error.to_string())));
     }
 
-    /// From now on everything can be asked. `up` is called with the first status.
+    /// From now on everything can be asked. `up` is called with the first status, and tells whether
+    /// somebody has heard it; else nobody knows of the lab, and it ends.
     pub async fn run(
         mut self,
         mut running: Running,
-        up: impl AsyncFnOnce(Status),
+        up: impl AsyncFnOnce(Status) -> bool,
     ) -> Result<Ended> {
         let proxy = self.open(&running).await?;
         self.claim.up()?;
-        up(self.shared.status()).await;
-        let ended = self.serve(&mut running).await;
+        let heard = tokio::select! {
+            heard = up(self.shared.status()) => heard,
+            // By somebody else, who has.
+            () = asked(&self.shared) => true,
+        };
+        let ended = match heard {
+            true => self.serve(&mut running).await,
+            false => Ok(Ended::GivenUp),
+        };
         self.shared.now().handles = None;
         drop(proxy);
         let stopped = match ended {
@@ -217,9 +243,9 @@ impl Owner {
                 self.claim.ended(e.to_string());
                 return Err(e);
             }
-            Ok(Ended::Asked) => {
+            Ok(gone @ (Ended::Asked | Ended::GivenUp)) => {
                 self.claim.remove();
-                Ended::Asked
+                gone
             }
             Ok(Ended::Died(why)) => {
                 self.claim.ended(why.clone());
@@ -233,6 +259,7 @@ impl Owner {
     async fn open(&mut self, running: &Running) -> Result<Proxy> {
         let proxy = Proxy::start(self.shared.way()).await?;
         self.shared.redactor.add(&proxy.url);
+        self.shared.redactor.add(&proxy.password);
         login::write(self.claim.place(), &running.lab, &running.proxy_command)?;
         let mut now = self.shared.now();
         now.proxy = Some((proxy.url.reveal().to_owned(), running.cloud.clone()));
@@ -312,21 +339,33 @@ impl Work<'_> {
                 );
             }
             Request::Checkpoint { into } => {
-                self.shared.now().doing = Some(format!("writing checkpoint {}", into.display()));
+                {
+                    let mut now = self.shared.now();
+                    now.doing = Some(format!("writing checkpoint {}", into.display()));
+                    now.closed = true;
+                }
                 let notes = Cloud::notes(self.running.cloud.as_ref());
                 let out =
                     seam::checkpoint(&mut self.running.lab, &into, notes, self.patience).await;
-                // Legs may be new ones.
                 self.renew();
                 out.map(|()| Answer::Done)
             }
-            Request::Restore { from } => match seam::inspect(&from, &self.running.options) {
-                Ok(()) => return self.restore(&from, claim).await.map(Ok),
+            Request::Restore { from } => match self.may_restore(&from) {
+                // Held here: whoever asked may be gone before it is over.
+                Ok(_held) => return self.restore(&from, claim).await.map(Ok),
                 Err(e) => Err(e),
             },
             _ => Err(Error::internal("a request that is not for the loop")),
         };
         Ok(out.map(Done::Answer))
+    }
+
+    /// Whether the running lab may be given up for a checkpoint, which stays then as long as what is
+    /// returned lives.
+    fn may_restore(&self, from: &std::path::Path) -> Result<Option<Held>> {
+        let held = layers::hold(from)?;
+        seam::replaces(from, &self.running.lab, &self.running.options)?;
+        Ok(held)
     }
 
     async fn restore(self, from: &std::path::Path, claim: &Claim) -> Result<Done> {
@@ -363,6 +402,7 @@ impl Work<'_> {
         let mut now = self.shared.now();
         now.handles = Some(Arc::new(handles));
         now.doing = None;
+        now.closed = false;
     }
 
     fn node(&self, name: &str) -> Result<&Node> {
@@ -405,11 +445,20 @@ impl Work<'_> {
                 node.vm.reset().await?;
                 Ok(Answer::Done)
             }
+            Fault::Fill { node } => self.fill(&node, true).await,
+            Fault::Free { node } => self.fill(&node, false).await,
             Fault::Wire(wire) => {
                 seam::wire(&self.running.lab, &wire)?;
                 Ok(Answer::Done)
             }
         }
+    }
+
+    async fn fill(&self, node: &str, full: bool) -> Result<Answer> {
+        let lab = &self.running.lab;
+        let reached = nodes::reach(lab, &self.patience.speed)?;
+        nodes::fill(&reached, self.node(node)?.name(), full, self.patience).await?;
+        Ok(Answer::Done)
     }
 
     /// Cuts or heals one cable, or all of a network.

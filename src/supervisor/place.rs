@@ -19,10 +19,14 @@ use std::time::{Duration, SystemTime};
 /// In the folder of the runs.
 const LABS: &str = "labs";
 const STATE: &str = "state.json";
-/// Who looks whether a lock is held holds it himself for a moment: an owner that starts just then
-/// tries again for so long.
+/// Who looks whether a lock is held shares it for a moment, and who sweeps holds it: whoever wants
+/// it alone just then tries again for so long.
 const LOOKED_AT: Duration = Duration::from_secs(1);
 const TRY_EVERY: Duration = Duration::from_millis(10);
+
+/// To look whether somebody has the lock; others may look at the same time.
+const LOOK: FlockOperation = FlockOperation::NonBlockingLockShared;
+const ALONE: FlockOperation = FlockOperation::NonBlockingLockExclusive;
 
 /// The place of one lab; it need not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +110,7 @@ impl Place {
 
     /// Who owns the place, and what it says of itself.
     pub fn look(&self) -> Result<Found> {
-        match self.try_lock(false)? {
+        match self.try_lock(false, LOOK)? {
             None => Ok(Found::Owned { pid: self.holder(), state: self.state() }),
             Some(Some(_lock)) => match self.state() {
                 Some(mut state) => {
@@ -126,20 +130,8 @@ impl Place {
     /// pid. What a killed owner left is removed.
     pub async fn claim(&self, from: &str, patience: &Patience) -> Result<Claim> {
         self.make()?;
-        let attempt = || async {
-            match self.try_lock(true) {
-                Ok(Some(Some(lock))) => Poll::Ready(Some(lock)),
-                Ok(_) => Poll::NotYet("another process holds the lock".into()),
-                Err(e) => Poll::Failed(e),
-            }
-        };
-        let what = format!("the lock of lab {}", self.name);
-        let lock = patience.until(&what, LOOKED_AT, TRY_EVERY, &Death::never(), attempt).await;
-        let mut lock = match lock {
-            Ok(lock) => lock.expect("ready with a lock"),
-            Err(e) if e.kind() == Kind::Lab => return Err(self.taken(self.holder())),
-            Err(e) => return Err(e),
-        };
+        let lock = self.alone(true, patience).await?;
+        let mut lock = lock.ok_or_else(|| Error::internal("a lock was not made"))?;
         let doing = || format!("cannot write {}", self.lock().display());
         lock.set_len(0).doing(Kind::Host, doing)?;
         lock.rewind().doing(Kind::Host, doing)?;
@@ -171,12 +163,38 @@ impl Place {
     }
 
     /// Forgets a lab that has ended. A living owner is an error.
-    pub fn remove(&self) -> Result<()> {
-        match self.try_lock(false)? {
-            None => Err(self.taken(self.holder())),
-            Some(None) => Ok(()),
-            Some(Some(_lock)) => self.remove_dir(),
+    pub async fn remove(&self, patience: &Patience) -> Result<()> {
+        match self.alone(false, patience).await? {
+            None => Ok(()),
+            Some(_lock) => self.remove_dir(),
         }
+    }
+
+    /// The lock for ourselves, whoever looks at it or sweeps just now; a living owner is an error.
+    /// `None` where there is no file of it and none is to be made.
+    async fn alone(&self, make: bool, patience: &Patience) -> Result<Option<File>> {
+        let attempt = || async {
+            match self.try_lock(make, ALONE) {
+                Ok(Some(lock)) => Poll::Ready(lock),
+                Ok(None) => Poll::NotYet("another process holds the lock".into()),
+                Err(e) => Poll::Failed(e),
+            }
+        };
+        let what = format!("the lock of lab {}", self.name);
+        let lock = patience.until(&what, LOOKED_AT, TRY_EVERY, &Death::never(), attempt).await;
+        lock.map_err(|e| match e.kind() {
+            Kind::Lab => self.taken(self.holder()),
+            _ => e,
+        })
+    }
+
+    /// Whether nobody owns it and something is to be cleared.
+    fn is_left_over(&self) -> Result<bool> {
+        let Some(_lock) = self.try_lock(false, LOOK)? else { return Ok(false) };
+        Ok(match self.state() {
+            Some(state) => state.ended.is_none(),
+            None => !is_young(&self.dir()),
+        })
     }
 
     fn remove_dir(&self) -> Result<()> {
@@ -205,7 +223,7 @@ impl Place {
 
     /// The lock, if it is free: `Some(Some(file))`. `None` where somebody holds it, `Some(None)`
     /// where there is no file yet and none is to be made.
-    fn try_lock(&self, make: bool) -> Result<Option<Option<File>>> {
+    fn try_lock(&self, make: bool, how: FlockOperation) -> Result<Option<Option<File>>> {
         let path = self.lock();
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(make).mode(0o600);
@@ -216,7 +234,7 @@ impl Place {
                 return Err(Error::host("cannot open the lab's lock").at(path, None).because(e));
             }
         };
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match flock(&file, how) {
             Ok(()) => Ok(Some(Some(file))),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(e) => Err(Error::host("cannot lock the lab").at(path, None).because(e)),
@@ -309,7 +327,11 @@ impl Drop for Claim {
 pub fn sweep(runs: &Path) -> Result<Vec<String>> {
     let mut swept = Vec::new();
     for place in Place::all(runs) {
-        let Some(lock) = place.try_lock(false)? else { continue };
+        // Most need nothing: only looked at, they keep nobody who looks too from the truth.
+        if !place.is_left_over()? {
+            continue;
+        }
+        let Some(lock) = place.try_lock(false, ALONE)? else { continue };
         match place.state() {
             Some(state) if state.ended.is_some() => {}
             Some(state) => {
@@ -322,12 +344,7 @@ pub fn sweep(runs: &Path) -> Result<Vec<String>> {
                 swept.push(place.name);
             }
             None => {
-                // Only ever made by a start that came to nothing, or is about to take the lock.
-                let young = |d: &Path| {
-                    let age = d.metadata().and_then(|m| m.modified()).ok()?.elapsed().ok()?;
-                    Some(age < YOUNG)
-                };
-                if young(&place.dir()) != Some(true) {
+                if !is_young(&place.dir()) {
                     place.remove_dir()?;
                     swept.push(place.name);
                 }
@@ -335,6 +352,12 @@ pub fn sweep(runs: &Path) -> Result<Vec<String>> {
         }
     }
     Ok(swept)
+}
+
+/// Only ever made by a start that came to nothing, or is about to take the lock.
+fn is_young(dir: &Path) -> bool {
+    let modified = dir.metadata().and_then(|m| m.modified()).ok();
+    modified.and_then(|m| m.elapsed().ok()).is_some_and(|age| age < YOUNG)
 }
 
 /// A start needs less than this from making its folder to writing its state.

@@ -32,6 +32,8 @@ type Body = BoxBody<Bytes, hyper::Error>;
 pub struct Proxy {
     /// With user and password.
     pub url: Secret,
+    /// By itself: programs tell it so in their errors.
+    pub password: Secret,
     task: AbortHandle,
 }
 
@@ -46,7 +48,7 @@ impl Proxy {
         let gate = Arc::new(Gate { way, wanted: Secret::new(format!("Basic {wanted}")) });
         let task = tokio::spawn(accept(listener, gate)).abort_handle();
         let url = Secret::new(format!("http://{USER}:{}@{at}", password.reveal()));
-        Ok(Proxy { url, task })
+        Ok(Proxy { url, password, task })
     }
 }
 

@@ -2,12 +2,14 @@
 
 use super::cloud::Cloud;
 use super::fault::{Disturbance, Wire};
+use super::nodes;
 use crate::error::{Context, Error, Kind, Result};
+use crate::lab::admission::{self, Room};
 use crate::lab::checkpoint::{After, Checkpoint, Notes};
 use crate::lab::spec::LabSpec;
-use crate::lab::switch::{Direction, Fault, Probability};
+use crate::lab::switch::{Direction, Fault, Probability, check_rate};
 use crate::lab::{Lab, LabOptions};
-use crate::secret::Redactor;
+use crate::secret::{Redactor, Secret};
 use crate::wait::Patience;
 use serde_json::Value;
 use std::io::{self, Write};
@@ -24,10 +26,34 @@ pub async fn checkpoint(
     notes: Value,
     patience: &Patience,
 ) -> Result<()> {
+    // Said before a node that stands still is asked for anything.
+    lab.none_frozen().await?;
+    if let Err(e) = slim(lab, patience).await {
+        // It is larger then, and as good.
+        patience.events.warning(format!("the checkpoint holds more than it needs: {e}"));
+    }
     lab.checkpoint(into, Notes(notes), After::GoOn, patience).await?;
     // They stood still for as long as their memory took to be written.
-    told_of_clocks(lab.step_clocks(patience).await?, patience);
+    let unstepped = lab.step_clocks(patience).await;
+    set_clocks(lab, unstepped, patience).await;
     Ok(())
+}
+
+async fn slim(lab: &Lab, patience: &Patience) -> Result<()> {
+    let reached = nodes::reach(lab, &patience.speed)?;
+    nodes::slim(lab, &reached, patience).await
+}
+
+/// The clocks that no guest agent has set. A lab with a wrong clock is told of and is a lab still.
+async fn set_clocks(lab: &Lab, unstepped: Result<Vec<String>>, patience: &Patience) {
+    let set = async {
+        let unstepped = unstepped?;
+        let reached = nodes::reach(lab, &patience.speed)?;
+        nodes::set_clocks(&reached, &unstepped, patience).await
+    };
+    if let Err(e) = set.await {
+        patience.events.warning(format!("a clock stood still with the lab and was not set: {e}"));
+    }
 }
 
 /// What lab a checkpoint is of.
@@ -40,6 +66,25 @@ pub fn inspect(from: &Path, options: &LabOptions) -> Result<()> {
     Checkpoint::open(from)?.check(options)
 }
 
+/// Whether a checkpoint may take the place of the running lab `here`: nothing may be ended for one
+/// that could not go on.
+pub fn replaces(from: &Path, here: &Lab, options: &LabOptions) -> Result<()> {
+    let saved = Checkpoint::open(from)?;
+    if !saved.spec().same_lab(here.spec()) {
+        let (theirs, ours) = (&saved.spec().name, &here.spec().name);
+        let message = format!("the checkpoint is of another lab ({theirs}) than this one ({ours})");
+        return Err(Error::input(message).at(from, None).hint(format!(
+            "start it as a lab of its own: `stackproof lab up --restore {}`",
+            from.display()
+        )));
+    }
+    saved.check(options)?;
+    let mut room = Room::look(here.dir())?;
+    // What the machines of today hold will be free.
+    room.memory += here.nodes().iter().filter_map(|n| n.vm.resident().ok()).sum::<u64>();
+    admission::check(saved.spec(), room, here.dir())
+}
+
 /// The running lab, and its cloud where it has one, which has answered.
 pub async fn restore(
     from: &Path,
@@ -48,7 +93,8 @@ pub async fn restore(
     redactor: &Redactor,
 ) -> Result<(Lab, Option<Cloud>)> {
     let restored = Lab::restore(from, options, patience, redactor).await?;
-    told_of_clocks(restored.unstepped, patience);
+    hide_strings(&restored.notes.0["secrets"], redactor);
+    set_clocks(&restored.lab, Ok(restored.unstepped), patience).await;
     let cloud = Cloud::of_notes(&restored.notes.0);
     if let Some(cloud) = &cloud {
         cloud.hide_in(redactor);
@@ -76,12 +122,14 @@ async fn wakes(lab: &Lab, cloud: &Cloud, patience: &Patience, redactor: &Redacto
     Ok(())
 }
 
-fn told_of_clocks(unstepped: Vec<String>, patience: &Patience) {
-    if !unstepped.is_empty() {
-        patience.events.warning(format!(
-            "no guest agent on {}: its clock stood still with the lab and was not set",
-            unstepped.join(", ")
-        ));
+/// Every text in it, whatever its shape: who made the notes knows what they mean, and all of it is
+/// secret.
+fn hide_strings(value: &Value, redactor: &Redactor) {
+    match value {
+        Value::String(text) => redactor.add(&Secret::new(text.as_str())),
+        Value::Array(all) => all.iter().for_each(|v| hide_strings(v, redactor)),
+        Value::Object(all) => all.values().for_each(|v| hide_strings(v, redactor)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
@@ -133,7 +181,7 @@ fn fault(wanted: &Disturbance) -> Result<Fault> {
         reorder: share(wanted.reorder_percent)?,
         latency: time(wanted.latency_ms)?,
         jitter: time(wanted.jitter_ms)?,
-        bandwidth: wanted.bandwidth,
+        bandwidth: wanted.bandwidth.map(check_rate).transpose()?,
     })
 }
 
@@ -223,6 +271,23 @@ mod tests {
         assert!(fault(&more).is_err());
         let back = Disturbance { latency_ms: Some(-1.0), ..Disturbance::default() };
         assert!(fault(&back).is_err());
+        let none = Disturbance { bandwidth: Some(0), ..Disturbance::default() };
+        let e = fault(&none).unwrap_err();
+        assert!(e.hint_text().unwrap().contains("cut"), "{e}");
+    }
+
+    #[test]
+    fn every_secret_of_a_checkpoints_notes_is_hidden() {
+        let redactor = Redactor::default();
+        let notes = serde_json::json!({
+            "secrets": { "admin": "admin-0123456789", "keys": [{ "fernet": "fernet-0123456789" }] },
+            "cloud": null,
+        });
+        hide_strings(&notes["secrets"], &redactor);
+        let shown = redactor.clean("admin-0123456789 fernet-0123456789 nova");
+        assert_eq!(shown, "[secret] [secret] nova");
+        hide_strings(&notes["nothing"], &redactor);
+        assert_eq!(redactor.len(), 2);
     }
 
     #[test]

@@ -77,7 +77,7 @@ async fn answer(stream: &mut UnixStream, request: Request, shared: &Arc<Shared>)
             say(stream, Answer::Proxy { url, cloud }).await
         }
         Request::Dial { host, port } => {
-            let reach = shared.handles()?.reach.clone();
+            let reach = shared.reach()?;
             let mut far = reach.dial(&host, port).await?;
             say(stream, Answer::Stream).await?;
             let _ = tokio::io::copy_bidirectional(stream, &mut far).await;

@@ -1,6 +1,6 @@
 //! The start of an owner, seen from both ends of the socket pair that is its standard input. Until
-//! the lab is up the pair is a lease: whoever waits for the lab holds the other end, and when he is
-//! gone, however he went, the half-made lab goes too.
+//! the lab is up, and whoever waits for it has said that he heard so, the pair is a lease: he holds
+//! the other end, and when he is gone, however he went, the lab goes too.
 
 use super::place::Place;
 use super::protocol::{self, Refusal};
@@ -15,13 +15,19 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 /// An owner that is told to stop kills its machines and removes their files.
 const STOPS: Duration = Duration::from_secs(20);
+
+/// For the answer to the news that the lab is up. Local processes: nothing scales this.
+const HEARS: Duration = Duration::from_secs(60);
+
+/// The only byte that the starter ever sends: it has heard that the lab is up.
+const HEARD: u8 = b'!';
 
 /// What an owner tells while it starts.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,6 +44,7 @@ pub struct Starter {
     news: mpsc::UnboundedSender<News>,
     writer: JoinHandle<()>,
     gone: Death,
+    heard: oneshot::Receiver<()>,
 }
 
 impl Starter {
@@ -49,9 +56,14 @@ impl Starter {
         let stream = UnixStream::from_std(stream).doing(Kind::Internal, doing)?;
         let (mut from, mut to) = stream.into_split();
         let (life, gone) = Life::new();
-        // It never says anything: whatever is read is its end.
+        let (hears, heard) = oneshot::channel();
+        // It says one thing at most: all else that is read is its end.
         tokio::spawn(async move {
-            let _ = from.read_u8().await;
+            if let Ok(HEARD) = from.read_u8().await {
+                let _ = hears.send(());
+                // The lease is over, and its end is no news any more.
+                std::future::pending::<()>().await;
+            }
             life.ends("whoever started the lab is gone");
         });
         let (news, mut rest) = mpsc::unbounded_channel::<News>();
@@ -63,7 +75,7 @@ impl Starter {
                 }
             }
         });
-        Ok(Starter { news, writer, gone })
+        Ok(Starter { news, writer, gone, heard })
     }
 
     pub fn tell(&self, news: News) {
@@ -76,10 +88,22 @@ impl Starter {
     pub fn gone(&self) -> Death {
         self.gone.clone()
     }
-    /// Tells the last, that it is up or that it failed, and waits until it is on its way.
-    pub async fn last(self, news: News) {
-        self.tell(news);
+    /// Tells that it failed, and waits until that is on its way.
+    pub async fn failed(self, why: Refusal) {
+        self.tell(News::Failed(why));
         let _ = tokio::time::timeout(STOPS, self.writer).await;
+    }
+    /// Tells that it is up; false where nobody is there any more to hear it. One who is there and
+    /// says nothing (stopped with Ctrl-Z, say) is taken to have heard.
+    pub async fn up(mut self, status: Status) -> bool {
+        self.tell(News::Up(Box::new(status)));
+        let heard = async {
+            tokio::select! {
+                heard = self.heard => heard.is_ok(),
+                _ = self.gone.wait() => false,
+            }
+        };
+        tokio::time::timeout(HEARS, heard).await.unwrap_or(true)
     }
 }
 
@@ -124,6 +148,11 @@ impl Starting {
             match protocol::read::<News>(stream).await {
                 Ok(Some(News::Event(event))) => events.send(event),
                 Ok(Some(News::Up(status))) => {
+                    // Not before it is said may anybody take the lab for up: an owner that does
+                    // not hear it ends.
+                    if stream.write_u8(HEARD).await.is_err() {
+                        return Err(self.silent());
+                    }
                     self.done = true;
                     return Ok(*status);
                 }

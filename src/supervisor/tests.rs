@@ -129,6 +129,26 @@ async fn a_look_at_the_lock_does_not_keep_an_owner_from_starting() {
 }
 
 #[tokio::test]
+async fn two_who_look_at_once_see_no_owner_and_one_who_forgets_waits_for_them() {
+    let home = Home::new();
+    drop(home.owner().await);
+    // Another process, in the middle of its look.
+    let lock = std::fs::File::open(home.runs().join("labs/warm.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockShared).unwrap();
+    assert!(matches!(home.place().look().unwrap(), Found::Ended(_)));
+    assert!(sweep(home.runs()).unwrap().is_empty());
+    let (place, patience) = (home.place(), patience());
+    let (removed, ()) = tokio::join!(place.remove(&patience), async {
+        tokio::task::yield_now().await;
+        drop(lock);
+    });
+    removed.unwrap();
+    assert!(!home.place().dir().exists());
+    let _owner = home.owner().await;
+    assert!(matches!(home.place().look().unwrap(), Found::Owned { .. }), "the control");
+}
+
+#[tokio::test]
 async fn a_lab_that_is_not_there_one_that_ended_and_a_stale_socket_are_told_apart() {
     let home = Home::new();
     let e = home.client().ask(&Request::Status).await.unwrap_err();
@@ -484,13 +504,40 @@ async fn the_starter_hears_events_and_the_end_of_the_start() {
     let failed = protocol::Refusal::of(&Error::lab("no luck"), &Redactor::default());
     // An end although somebody still could tell events.
     let _teller = starter.teller();
-    starter.last(News::Failed(failed)).await;
+    starter.failed(failed).await;
     ours.set_nonblocking(true).unwrap();
     let mut ours = UnixStream::from_std(ours).unwrap();
     let first: News = protocol::read(&mut ours).await.unwrap().unwrap();
     assert!(matches!(first, News::Event(Event::Note { text, .. }) if text == "hello"));
     let second: News = protocol::read(&mut ours).await.unwrap().unwrap();
     assert!(matches!(second, News::Failed(_)));
+}
+
+#[tokio::test]
+async fn a_lab_is_up_only_when_its_starter_has_heard_so() {
+    let status = async {
+        let home = Home::new();
+        let _owner = home.owner().await;
+        home.client().status().await.unwrap()
+    }
+    .await;
+    // He was interrupted just then: the news arrive nowhere.
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let starter = Starter::new(theirs.into()).unwrap();
+    let (heard, ()) = tokio::join!(starter.up(status.clone()), async { drop(ours) });
+    assert!(!heard, "nobody knows of the lab");
+
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let starter = Starter::new(theirs.into()).unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let mut ours = UnixStream::from_std(ours).unwrap();
+    let (heard, ()) = tokio::join!(starter.up(status), async {
+        let news: News = protocol::read(&mut ours).await.unwrap().unwrap();
+        assert!(matches!(news, News::Up(_)));
+        ours.write_all(b"!").await.unwrap();
+        drop(ours);
+    });
+    assert!(heard);
 }
 
 #[tokio::test]

@@ -127,6 +127,7 @@ async fn killed() -> Result<()> {
     let (engine, never) = (engine(&bench, &lab, node)?, Death::never());
     let plan = Arc::new(Plan { steps: vec![Step::new("endless", "a").with(Endless)] });
     let apply = async { Ok(engine.apply(plan, &never).await) };
+    let never = Death::never();
     let (out, begun) = tokio::join!(
         bench.patience.within("the engine to give up", COMMAND, &never, apply),
         async {
@@ -162,7 +163,7 @@ async fn neighbour() -> Result<()> {
     let death = lab.death();
     let apply = async { Ok(engine.apply(plan, &death).await) };
     let (out, begun) = tokio::join!(
-        bench.patience.within("the engine to give up", COMMAND, &Death::never(), apply),
+        bench.patience.within("the engine to give up", COMMAND, &never, apply),
         async {
             bench.event("a: endless work").await?;
             signal(lab.nodes()[1].vm.pid() as i32, rustix::process::Signal::KILL);

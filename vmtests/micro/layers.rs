@@ -70,8 +70,16 @@ impl Site for Micro<'_> {
         Ok(())
     }
 
+    async fn slim(&mut self, _lab: &mut Lab) -> Result<()> {
+        Ok(())
+    }
+
     fn size(&self, lab: &Lab) -> Result<u64> {
         lab.checkpoint_size()
+    }
+
+    fn death(&self, lab: &Lab) -> Option<String> {
+        lab.death().cause()
     }
 
     async fn checkpoint(&mut self, lab: &mut Lab, into: &Path) -> Result<()> {

@@ -37,9 +37,10 @@ pub fn all() -> Vec<Test> {
 /// A test with so many guests at once.
 const fn test(
     path: &'static str,
-    guests: u64,
+    guests: u32,
     run: fn() -> std::result::Result<(), String>,
 ) -> Test {
-    let needs = Needs { memory: guests * GUEST, probe_guest: true, node_image: false };
+    let memory = guests as u64 * GUEST;
+    let needs = Needs { guests, memory, probe_guest: true, node_image: false };
     Test { path, needs, run }
 }

@@ -22,6 +22,8 @@ pub const TESTS: &[Test] =
         }),
         test("owner::a_start_given_up_with_ctrl_c_leaves_nothing", 2, || run(given_up())),
         test("owner::a_lab_whose_machines_died_tells_why", 1, || run(machines_died())),
+        test("owner::a_lab_is_taken_back_and_continued_beside_itself", 2, || run(taken_back())),
+        test("owner::the_wire_is_divided_disturbed_and_captured", 2, || run(the_wire())),
     ];
 
 /// One verb, on the reference machine: `up` boots, the others log in at most.
@@ -338,6 +340,10 @@ async fn faults(home: &Home) -> Result<()> {
     assert_eq!(home.ok(&["exec", "a", "--", "echo", "thawed"]).await?, "thawed\n");
     let wrong = home.verb(&["fault", "cut", "a/storage"]).await?;
     assert!(text(&wrong.stderr).contains("its networks are: "), "{}", text(&wrong.stderr));
+    // Its disk is its memory: it would die of it.
+    let full = home.verb(&["fault", "fill", "a"]).await?;
+    assert!(text(&full.stderr).contains("in its memory"), "{}", text(&full.stderr));
+    home.ok(&["fault", "free", "a"]).await?;
     home.ok(&["fault", "kill", "b"]).await?;
     let status = home.status().await?;
     let state = status["nodes"][1]["state"].as_str().unwrap_or_default();
@@ -443,4 +449,157 @@ async fn machines_died() -> Result<()> {
     assert!(said.contains("had ended"), "{said}");
     assert_eq!(entries(&home.runs().join("labs")), [] as [String; 0]);
     Ok(())
+}
+
+/// What only lives in the memory of `a`: neither a reboot nor its disk brings it back.
+const NONCE: [&str; 6] = ["exec", "a", "--", "cat", "/nonce", "/proc/sys/kernel/random/boot_id"];
+
+fn named<'a>(lab: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+    [&["--name", lab], args].concat()
+}
+
+async fn taken_back() -> Result<()> {
+    let home = Home::new(&["a"]).await?;
+    let out = home.ended(home.up(), UP).await?;
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let write = "cat /proc/sys/kernel/random/uuid >/nonce";
+    home.ok(&["exec", "a", "--", "sudo", "sh", "-c", write]).await?;
+    let nonce = home.ok(&NONCE).await?;
+
+    // A connection of ours through the owner: the checkpoint must not know of it.
+    let said = home.ok(&["forward", "a:22", "--background"]).await?;
+    let at = said.split(' ').next().unwrap_or_default();
+    let mut open = TcpStream::connect(at).await.doing(Kind::Lab, || said.clone())?;
+    let mut greeting = [0; 8];
+    let greet = async { open.read_exact(&mut greeting).await.doing(Kind::Lab, || said.clone()) };
+    home.bench.patience.within("a banner", VERB, &Death::never(), greet).await?;
+    let folder = home.ok(&["checkpoint", "ready"]).await?;
+    let folder = PathBuf::from(folder.trim_end());
+    assert_eq!(folder, home.store.join("checkpoints/ready"));
+    // All that was said and then the end, in order or by a reset.
+    let end = async { Ok(open.read_to_end(&mut Vec::new()).await.is_ok()) };
+    home.bench.patience.within("its end", VERB, &Death::never(), end).await?;
+    banner(&home, at).await?;
+    let mode = |file: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        folder.join(file).metadata().expect(file).permissions().mode() & 0o777
+    };
+    assert_eq!(["a/memory", "a/disk.0.qcow2", "a/seed.img"].map(mode), [0o600; 3]);
+    let again = home.verb(&["checkpoint", "ready"]).await?;
+    assert_eq!(again.status.code(), Some(2), "{}", text(&again.stderr));
+
+    // A node that stands still is in no checkpoint, and is let alone.
+    home.ok(&["fault", "freeze", "a"]).await?;
+    let frozen = home.verb(&["checkpoint", "frozen"]).await?;
+    assert!(text(&frozen.stderr).contains("a is frozen"), "{}", text(&frozen.stderr));
+    assert_eq!(home.status().await?["nodes"][0]["state"], "frozen");
+    home.ok(&["fault", "thaw", "a"]).await?;
+
+    home.ok(&["exec", "a", "--", "sudo", "sh", "-c", "echo later >/nonce"]).await?;
+    home.ok(&["restore", "ready"]).await?;
+    assert_eq!(home.ok(&NONCE).await?, nonce, "as it was, and not booted");
+    banner(&home, at).await?;
+
+    // The same beside it, as a lab of its own.
+    let mut up = home.command(&["up", "--json", "--restore", "ready"]);
+    up.args(["--name", "second"]);
+    let out = home.ended(up, UP).await?;
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(processes_in(&home.store).len(), 2);
+    let listed = home.ok(&["ls"]).await?;
+    assert!(listed.contains("home") && listed.contains("second"), "{listed}");
+    let unnamed = home.verb(&NONCE).await?;
+    assert!(text(&unnamed.stderr).contains("home, second"), "{}", text(&unnamed.stderr));
+    assert_eq!(home.ok(&named("second", &NONCE)).await?, nonce);
+    let write = ["exec", "a", "--", "sudo", "sh", "-c", "echo of the second >/nonce"];
+    home.ok(&named("second", &write)).await?;
+    assert_eq!(home.ok(&named("home", &NONCE)).await?, nonce, "each has its own memory");
+    home.ok(&named("second", &["down"])).await?;
+
+    // What does not fit costs nothing: the lab that runs is as it was.
+    let manifest = folder.join("manifest.json");
+    let whole = std::fs::read_to_string(&manifest).doing(Kind::Host, || "manifest".into())?;
+    let put = |text: &str| std::fs::write(&manifest, text).doing(Kind::Host, || "manifest".into());
+    put(&whole.replace("128MiB", "160MiB"))?;
+    let other = home.verb(&["restore", "ready"]).await?;
+    assert_eq!(other.status.code(), Some(2), "{}", text(&other.stderr));
+    assert!(text(&other.stderr).contains("lab up --restore"), "{}", text(&other.stderr));
+    put(&whole[..whole.len() / 2])?;
+    let cut = home.verb(&["restore", "ready"]).await?;
+    assert!(text(&cut.stderr).contains("damaged"), "{}", text(&cut.stderr));
+    assert_eq!(home.ok(&NONCE).await?, nonce);
+    home.ok(&["down"]).await?;
+    home.assert_nothing_runs("at the end");
+    Ok(())
+}
+
+async fn the_wire() -> Result<()> {
+    let home = Home::new(&["a", "b"]).await?;
+    let out = home.ended(home.up(), UP).await?;
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    for (node, address) in [("a", "172.24.4.11/24"), ("b", "172.24.4.12/24")] {
+        let script = format!("ip addr add {address} dev external && ip link set external up");
+        home.ok(&["exec", node, "--", "sudo", "sh", "-c", &script]).await?;
+    }
+    // Over the network with the faults; the commands themselves come over the other.
+    let ping = async |count: &str| -> Result<bool> {
+        let args = ["exec", "a", "--", "ping", "-c", count, "-W", "2", "172.24.4.12"];
+        Ok(home.verb(&args).await?.status.success())
+    };
+    let heard = async |why: &str| -> Result<()> {
+        let look = || async {
+            match ping("1").await {
+                Ok(true) => Poll::Ready(()),
+                Ok(false) => Poll::NotYet("no answer".into()),
+                Err(e) => Poll::Failed(e),
+            }
+        };
+        home.bench.patience.until(why, VERB, LOOK, &Death::never(), look).await
+    };
+    heard("a ping between the guests").await?;
+    home.ok(&["fault", "partition", "external", "a", "b"]).await?;
+    assert!(!ping("3").await?, "they are in different groups");
+    home.ok(&["fault", "clear", "external"]).await?;
+    heard("a ping after the partition").await?;
+    home.ok(&["fault", "disturb", "a/external", "--loss", "100"]).await?;
+    assert!(!ping("3").await?, "all that `a` says is lost");
+    home.ok(&["fault", "clear", "external"]).await?;
+    heard("a ping after the loss").await?;
+    let none = home.verb(&["fault", "disturb", "external", "--bandwidth", "0"]).await?;
+    assert_eq!(none.status.code(), Some(2), "{}", text(&none.stderr));
+
+    let file = home.bench.root().join("wire.pcapng");
+    let (child, pid) = spawn(home.command(&["capture", "external", "-o", "wire.pcapng"]))?;
+    let begun = || async {
+        match file.metadata() {
+            Ok(meta) if meta.len() > 0 => Poll::Ready(()),
+            _ => Poll::NotYet("no file".into()),
+        }
+    };
+    home.bench.patience.until("a capture", VERB, LOOK, &Death::never(), begun).await?;
+    assert!(ping("2").await?);
+    signal(pid, Signal::INT);
+    let out = async { child.wait_with_output().await.doing(Kind::Internal, || "capture".into()) };
+    let out = home.bench.patience.within("its end", VERB, &Death::never(), out).await?;
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let blocks = blocks(&std::fs::read(&file).doing(Kind::Host, || "the capture".into())?);
+    let (packets, statistics) = (6, 5);
+    assert!(blocks.iter().filter(|kind| **kind == packets).count() >= 4, "{blocks:?}");
+    assert_eq!(blocks.last(), Some(&statistics), "the end of it was not lost: {blocks:?}");
+    home.ok(&["down"]).await?;
+    home.assert_nothing_runs("at the end");
+    Ok(())
+}
+
+/// The kinds of the blocks of a pcapng file, which must be whole.
+fn blocks(bytes: &[u8]) -> Vec<u32> {
+    let word = |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("four bytes"));
+    let (mut at, mut kinds) = (0, Vec::new());
+    while at < bytes.len() {
+        kinds.push(word(at));
+        let length = word(at + 4) as usize;
+        assert_eq!(word(at + length - 4) as usize, length, "both lengths of the block at {at}");
+        at += length;
+    }
+    kinds
 }

@@ -47,7 +47,8 @@ pub async fn measure(work: &Work) -> Result<(Vec<Number>, Option<NotRun>)> {
     let logs = tempfile::tempdir().doing(Kind::Host, || "a folder for consoles".into())?;
     let run_root = e2e::runs(&work.env.store);
     let logs = Some(logs.path().to_owned());
-    let options = LabOptions { run_root, hypervisor, accel, keep: false, logs };
+    let slots = run_root.clone();
+    let options = LabOptions { run_root, slots, hypervisor, accel, keep: false, logs };
     let saved = Checkpoint::open(&held.checkpoint())?;
     let _room = e2e::reserve(work, saved.spec(), true).await?;
     let files = saved.memories();

@@ -42,8 +42,8 @@ pub fn rungs_of(
     let absent = || Image { content: "not in the store".into(), boot: of_disk(PathBuf::new()) };
     let of = |name: &str| Some(images.get(name).cloned().unwrap_or_else(absent));
     let platform = Platform::here(hypervisor, accel)?;
-    let (run_root, hypervisor) = (PathBuf::new(), hypervisor.clone());
-    let options = LabOptions { run_root, hypervisor, accel, keep: false, logs: None };
+    let (run_root, slots, hypervisor) = (PathBuf::new(), PathBuf::new(), hypervisor.clone());
+    let options = LabOptions { run_root, slots, hypervisor, accel, keep: false, logs: None };
     let made = lab::inputs(spec, &platform, &options, of)?;
     Ok(rungs(made, &roles::Stage::ORDER.map(Into::into), &plan))
 }
@@ -156,8 +156,16 @@ impl Site for Ascent<'_> {
         }
     }
 
+    async fn slim(&mut self, cluster: &mut Cluster) -> Result<()> {
+        cluster.slim(self.work).await
+    }
+
     fn size(&self, cluster: &Cluster) -> Result<u64> {
         cluster.size()
+    }
+
+    fn death(&self, cluster: &Cluster) -> Option<String> {
+        cluster.death()
     }
 
     async fn checkpoint(&mut self, cluster: &mut Cluster, into: &Path) -> Result<()> {

@@ -150,9 +150,10 @@ pub enum LabVerb {
 
 #[derive(Args, Clone, Debug)]
 pub struct Up {
-    /// The lab to boot: a file, or the name of one in vmtests/labs/
-    #[arg(long, value_name = "FILE", default_value = "two-node", conflicts_with = "restore")]
-    pub lab: String,
+    /// The lab to boot: a file, or the name of one in vmtests/labs/ [default: two-node]. With
+    /// --restore: the lab whose checkpoint is meant
+    #[arg(long, value_name = "FILE")]
+    pub lab: Option<String>,
     /// Instead of booting, continue from a checkpoint: a name from `lab checkpoint`, its folder, or
     /// a stage from `stackproof cache ls` (`cloud-ready`)
     #[arg(long, value_name = "NAME|DIR|STAGE", conflicts_with = "provision")]
@@ -169,6 +170,13 @@ pub struct Up {
     /// Print the status as one JSON object when the lab is up
     #[arg(long)]
     pub json: bool,
+}
+
+impl Up {
+    /// The lab to boot.
+    pub fn lab(&self) -> &str {
+        self.lab.as_deref().unwrap_or("two-node")
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -223,6 +231,10 @@ pub enum Fault {
     Kill { node: String },
     /// Press a node's reset button
     Reset { node: String },
+    /// Fill a node's disk up to the last byte, from within
+    Fill { node: String },
+    /// Give the room back that `fill` took
+    Free { node: String },
 }
 
 fn percent(text: &str) -> Result<f64, String> {

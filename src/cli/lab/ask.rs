@@ -12,12 +12,18 @@ use crate::supervisor::fault::{self, Disturbance, Fault, Wire};
 use crate::supervisor::login::private;
 use crate::supervisor::protocol::{Answer, Request};
 use crate::supervisor::{Client, cloud};
+use crate::wait::Death;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use tokio::io::AsyncReadExt;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+
+/// For the end of a capture to arrive, on the reference machine.
+const DRAINS: Duration = Duration::from_secs(30);
 
 pub async fn down(work: &Work, name: Option<String>) -> Result<()> {
     let client = which::any(work, name)?;
@@ -40,7 +46,7 @@ pub async fn console(client: &Client, node: String, lines: usize, follow: bool) 
 
 /// Takes what a stream brings until it ends.
 async fn pour(
-    mut stream: UnixStream,
+    mut stream: impl AsyncRead + Unpin,
     mut out: impl FnMut(&[u8]) -> std::io::Result<()>,
 ) -> Result<()> {
     let mut piece = vec![0; 64 * 1024];
@@ -98,6 +104,12 @@ pub async fn rc(work: &Work, client: &Client, dir: Option<PathBuf>) -> Result<()
     };
     let proxy = Secret::new(url);
     work.redactor.add(&proxy);
+    // Its password by itself too.
+    if let Some((_, password)) =
+        proxy.reveal().split_once('@').and_then(|(user, _)| user.rsplit_once(':'))
+    {
+        work.redactor.add(&Secret::new(password));
+    }
     let dir = dir.map_or(work.env.cwd.clone(), |dir| work.env.cwd.join(dir));
     std::fs::create_dir_all(&dir)
         .doing(Kind::Host, || format!("{} cannot be made", dir.display()))?;
@@ -143,7 +155,8 @@ pub async fn checkpoint(work: &Work, client: &Client, name: &str) -> Result<()> 
 }
 
 pub async fn restore(work: &Work, client: &Client, name: &str) -> Result<()> {
-    let kept = kept::find(work, name)?;
+    let kept = kept::find(work, name, None)?;
+    work.events.info(format!("restoring {}", kept.text));
     client.ask(&Request::Restore { from: kept.dir.clone() }).await.map(drop)
 }
 
@@ -166,6 +179,8 @@ fn translate(asked: Asked) -> Result<Fault> {
         Asked::Thaw { node } => Fault::Thaw { node },
         Asked::Kill { node } => Fault::Kill { node },
         Asked::Reset { node } => Fault::Reset { node },
+        Asked::Fill { node } => Fault::Fill { node },
+        Asked::Free { node } => Fault::Free { node },
         Asked::Partition { network, groups } => {
             let groups = groups.iter().map(|g| g.split(',').map(str::to_owned).collect()).collect();
             Fault::Wire(Wire::Partition { network, groups })
@@ -193,18 +208,46 @@ fn translate(asked: Asked) -> Result<Fault> {
     })
 }
 
-pub async fn capture(work: &Work, client: &Client, what: &str, output: &Path) -> Result<()> {
+/// Until `told` or the lab's end: both are its ordinary end.
+pub async fn capture(
+    work: &Work,
+    client: &Client,
+    what: &str,
+    output: &Path,
+    told: oneshot::Receiver<()>,
+) -> Result<()> {
     let (node, network) = fault::port(what)?;
     let (_, stream) = client.open(&Request::Capture { network, node }).await?;
     if output == Path::new("-") {
-        return pour(stream, stdio::output).await;
+        return drain(work, stream, stdio::output, told).await;
     }
     let path = work.env.cwd.join(output);
     let mut options = std::fs::OpenOptions::new();
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
     let mut file = file.doing(Kind::Host, || format!("{} cannot be written", path.display()))?;
     work.events.info(format!("capturing into {} until Ctrl-C", path.display()));
-    pour(stream, |piece| file.write_all(piece)).await
+    drain(work, stream, |piece| file.write_all(piece), told).await
+}
+
+/// Pours until it is told to end, and then what is under way still: the last frames, and the
+/// statistics that say how many were left out.
+async fn drain(
+    work: &Work,
+    stream: UnixStream,
+    out: impl FnMut(&[u8]) -> std::io::Result<()>,
+    told: oneshot::Receiver<()>,
+) -> Result<()> {
+    let (from, mut to) = stream.into_split();
+    let all = pour(from, out);
+    tokio::pin!(all);
+    tokio::select! {
+        out = &mut all => return out,
+        Ok(()) = told => {}
+    }
+    // The owner takes the end of what we say for the end of the capture.
+    let _ = to.shutdown().await;
+    let what = "the rest of the capture";
+    work.patience().within(what, DRAINS, &Death::never(), all).await
 }
 
 #[cfg(test)]

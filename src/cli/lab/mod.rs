@@ -17,12 +17,23 @@ use crate::error::Result;
 use args::{Lab, LabVerb};
 use std::process::ExitCode;
 
+pub use kept::checkpoints;
+
 pub async fn run(session: Session, lab: Lab) -> Result<ExitCode> {
     let name = lab.name;
     let (record, out) = match lab.verb {
         LabVerb::Own(up) => return own::run(session, name, up, own::Way::Detached).await,
         LabVerb::Up(up) if up.foreground => {
             return own::run(session, name, up, own::Way::Foreground).await;
+        }
+        LabVerb::Capture { what, output } => {
+            session
+                .conduct_until_told(|work, told| async move {
+                    let client = which::running(&work, name)?;
+                    ask::capture(&work, &client, &what, &output, told).await?;
+                    Ok(ExitCode::SUCCESS)
+                })
+                .await
         }
         verb => session.conduct(|work| act(work, name, verb)).await,
     };
@@ -35,7 +46,7 @@ pub async fn run(session: Session, lab: Lab) -> Result<ExitCode> {
 async fn act(work: Work, name: Option<String>, verb: LabVerb) -> Result<ExitCode> {
     let done = ExitCode::SUCCESS;
     match verb {
-        LabVerb::Own(_) => unreachable!("dispatched before"),
+        LabVerb::Own(_) | LabVerb::Capture { .. } => unreachable!("dispatched before"),
         LabVerb::Up(up) => up::run(&work, name, up).await.map(|()| done),
         LabVerb::Ls { json } => show::ls(&work, json).await.map(|()| done),
         LabVerb::Down => ask::down(&work, name).await.map(|()| done),
@@ -65,12 +76,11 @@ async fn act(work: Work, name: Option<String>, verb: LabVerb) -> Result<ExitCode
                 }
                 LabVerb::Restore { checkpoint } => ask::restore(&work, &client, &checkpoint).await,
                 LabVerb::Fault(fault) => ask::fault(&client, fault).await,
-                LabVerb::Capture { what, output } => {
-                    ask::capture(&work, &client, &what, &output).await
-                }
-                LabVerb::Up(_) | LabVerb::Own(_) | LabVerb::Down | LabVerb::Ls { .. } => {
-                    unreachable!("matched above")
-                }
+                LabVerb::Up(_)
+                | LabVerb::Own(_)
+                | LabVerb::Down
+                | LabVerb::Ls { .. }
+                | LabVerb::Capture { .. } => unreachable!("matched above"),
             }
             .map(|()| done)
         }

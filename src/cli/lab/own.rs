@@ -56,15 +56,12 @@ async fn own(work: Work, name: Option<String>, up: Up, way: Way) -> Result<()> {
     let mut told = work.clone();
     told.events = tee(&work, starter.as_ref().map(Starter::teller));
     let gone = starter.as_ref().map_or_else(Death::never, Starter::gone);
-    let tell = async |news: News| {
-        if let Some(starter) = starter {
-            starter.last(news).await;
-        }
-    };
     let (owner, running) = match start(&told, name, &up, gone).await {
         Ok(started) => started,
         Err(e) => {
-            tell(News::Failed(Refusal::of(&e, &work.redactor))).await;
+            if let Some(starter) = starter {
+                starter.failed(Refusal::of(&e, &work.redactor)).await;
+            }
             return Err(e);
         }
     };
@@ -74,10 +71,14 @@ async fn own(work: Work, name: Option<String>, up: Up, way: Way) -> Result<()> {
             let text = show::text(&status, &place);
             print(&text, &work.redactor);
         }
-        tell(News::Up(Box::new(status))).await;
+        match starter {
+            Some(starter) => starter.up(status).await,
+            None => true,
+        }
     });
     match ended.await? {
         Ended::Asked => Ok(()),
+        Ended::GivenUp => Err(Error::interrupted().because("whoever started the lab is gone")),
         Ended::Died(causes) => Err(Error::lab(format!("every machine is gone: {causes}"))
             .hint("the consoles in the lab's folder tell more")),
     }
@@ -146,6 +147,7 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         Source::File(spec) => spec,
         Source::Checkpoint(kept) => {
             let from = &kept.dir;
+            work.events.info(format!("restoring {}", kept.text));
             owner.doing("checking the host");
             let hypervisor = work.events.phase("host", e2e::hypervisor()).await?;
             let options = options(work, hypervisor, &logs).await?;
@@ -207,6 +209,7 @@ async fn options(
     let accel = work.events.phase("accelerator", e2e::accelerator(work, &hypervisor)).await?;
     Ok(LabOptions {
         run_root: e2e::runs(&work.env.store),
+        slots: e2e::runs(&work.env.store),
         hypervisor,
         accel,
         keep: false,

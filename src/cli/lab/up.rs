@@ -24,8 +24,12 @@ impl Source {
     /// Found to be there; what is wrong with a lab file is said now. `root` holds the files.
     pub fn of(work: &Work, up: &Up, root: &Root) -> Result<Source> {
         match &up.restore {
-            Some(name) => Ok(Source::Checkpoint(kept::find(work, name)?)),
-            None => Ok(Source::File(LabSpec::load(&root.lab(&up.lab, &work.env.cwd)?)?)),
+            Some(name) => {
+                let load = |lab: &String| LabSpec::load(&root.lab(lab, &work.env.cwd)?);
+                let of = up.lab.as_ref().map(load).transpose()?;
+                Ok(Source::Checkpoint(kept::find(work, name, of.as_ref())?))
+            }
+            None => Ok(Source::File(LabSpec::load(&root.lab(up.lab(), &work.env.cwd)?)?)),
         }
     }
 
@@ -44,8 +48,8 @@ impl Source {
     /// As `status` shows it.
     pub fn text(&self, up: &Up) -> String {
         match self {
-            Source::File(_) => up.lab.clone(),
-            Source::Checkpoint(kept) => format!("checkpoint {}", kept.dir.display()),
+            Source::File(_) => up.lab().to_owned(),
+            Source::Checkpoint(kept) => kept.text.clone(),
         }
     }
 }
@@ -84,9 +88,16 @@ fn command(work: &Work, place: &Place, up: &Up) -> Result<Command> {
     }
     command.args(["lab", "own", "--name", place.name()]);
     match &up.restore {
-        Some(checkpoint) => command.args(["--restore", checkpoint]),
-        None => command.args(["--lab", &up.lab]),
-    };
+        Some(checkpoint) => {
+            command.args(["--restore", checkpoint]);
+            if let Some(lab) = &up.lab {
+                command.args(["--lab", lab]);
+            }
+        }
+        None => {
+            command.args(["--lab", up.lab()]);
+        }
+    }
     if up.no_wait {
         command.arg("--no-wait");
     }

@@ -41,10 +41,13 @@ pub struct Want {
 
 impl Want {
     pub fn of(spec: &LabSpec) -> Want {
-        let nodes = spec.nodes.len() as u64;
-        let memory = spec.memory() + nodes * PER_MACHINE;
         let cpus = spec.nodes.iter().map(|n| n.cpus).sum();
-        Want { lab: spec.name.clone(), memory, cpus }
+        Want::machines(&spec.name, spec.nodes.len() as u64, spec.memory(), cpus)
+    }
+
+    /// So many machines; `memory` in bytes is what all their guests see together.
+    pub fn machines(lab: &str, count: u64, memory: u64, cpus: u32) -> Want {
+        Want { lab: lab.to_owned(), memory: memory + count * PER_MACHINE, cpus }
     }
 }
 

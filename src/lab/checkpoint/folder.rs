@@ -23,13 +23,19 @@ pub(super) struct Partial {
 
 impl Partial {
     /// Begins the checkpoint `to`, which must not exist yet. What a killed process left of an
-    /// earlier one is removed.
+    /// earlier one is removed, and nothing that is somebody else's.
     pub fn create(to: &Path) -> Result<Partial> {
         let doing = || "cannot make the checkpoint's folder".to_owned();
         let to = std::path::absolute(to).doing(Kind::Host, doing)?;
         let mut name = to.file_name().unwrap_or_default().to_owned();
         if name.is_empty() {
             return Err(Error::input("a checkpoint needs a name").at(&to, None));
+        }
+        if name.as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
+            let message = format!("a checkpoint's name cannot end in `{SUFFIX}`");
+            return Err(Error::input(message)
+                .at(&to, None)
+                .hint("choose another name: this is what half-made ones are called"));
         }
         if to.symlink_metadata().is_ok() {
             return Err(Error::input("there is a checkpoint of that name already")
@@ -38,25 +44,36 @@ impl Partial {
         }
         name.push(SUFFIX);
         let path = to.with_file_name(name);
-        let made = || -> std::io::Result<Option<File>> {
+        let made = || -> std::io::Result<Claim> {
             if let Some(parent) = path.parent() {
                 DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
             }
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-                    let Some(_dead) = claim(&path)? else { return Ok(None) };
-                    std::fs::remove_dir_all(&path)?;
-                    DirBuilder::new().mode(0o700).create(&path)?;
-                }
+            let new = || DirBuilder::new().mode(0o700).create(&path);
+            match new() {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => match claim(&path, false)? {
+                    Claim::Held(_dead) => {
+                        std::fs::remove_dir_all(&path)?;
+                        new()?;
+                    }
+                    // Killed between the folder's making and its locking: empty then.
+                    Claim::Foreign if std::fs::remove_dir(&path).is_ok() => new()?,
+                    other => return Ok(other),
+                },
                 made => made?,
             }
-            claim(&path)
+            claim(&path, true)
         };
-        let owner = made().doing(Kind::Host, doing).map_err(|e| e.at(&path, None))?;
-        let owner = owner.ok_or_else(|| {
-            Error::input("another process is just making this checkpoint").at(&path, None)
-        })?;
-        Ok(Partial { path, to, finished: false, _owner: owner })
+        match made().doing(Kind::Host, doing).map_err(|e| e.at(&path, None))? {
+            Claim::Held(owner) => Ok(Partial { path, to, finished: false, _owner: owner }),
+            Claim::Busy => {
+                Err(Error::input("another process is just making this checkpoint").at(&path, None))
+            }
+            Claim::Foreign => Err(Error::input("what is there is no half-made checkpoint of ours")
+                .at(&path, None)
+                .hint(
+                    "it stands where the checkpoint would be made: move it, or choose another name",
+                )),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -112,13 +129,30 @@ impl Drop for Partial {
     }
 }
 
-/// Takes the owner's lock; None while somebody holds it.
-fn claim(path: &Path) -> std::io::Result<Option<File>> {
+/// What came of a try to take the owner's lock.
+enum Claim {
+    Held(File),
+    /// Somebody holds it.
+    Busy,
+    /// There is none: nobody of us made this.
+    Foreign,
+}
+
+/// Takes the owner's lock of a folder. `new` is for a folder that we have just made: in any other
+/// a file of ours would make it look like ours.
+fn claim(path: &Path, new: bool) -> std::io::Result<Claim> {
+    if !path.symlink_metadata()?.is_dir() {
+        return Ok(Claim::Foreign);
+    }
     let mut open = OpenOptions::new();
-    let owner = open.write(true).create(true).truncate(false).mode(0o600).open(path.join(OWNER))?;
+    open.write(true).create(new).truncate(false).mode(0o600);
+    let owner = match open.open(path.join(OWNER)) {
+        Err(e) if e.kind() == ErrorKind::NotFound && !new => return Ok(Claim::Foreign),
+        owner => owner?,
+    };
     match flock(&owner, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(owner)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Ok(()) => Ok(Claim::Held(owner)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Claim::Busy),
         Err(e) => Err(e.into()),
     }
 }
@@ -149,9 +183,9 @@ pub fn sweep(folder: &Path) -> Result<Vec<PathBuf>> {
         if !ours || !path.join(OWNER).is_file() {
             continue;
         }
-        let sweep = || match claim(&path)? {
-            Some(_dead) => std::fs::remove_dir_all(&path).map(|()| true),
-            None => Ok(false),
+        let sweep = || match claim(&path, false)? {
+            Claim::Held(_dead) => std::fs::remove_dir_all(&path).map(|()| true),
+            Claim::Busy | Claim::Foreign => Ok(false),
         };
         if sweep().doing(Kind::Host, || format!("cannot remove {}", path.display()))? {
             removed.push(path);
@@ -231,6 +265,32 @@ mod tests {
         sweep(root.path()).unwrap();
         assert!(foreign.exists());
         assert!(sweep(Path::new("/nonexistent")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_folder_that_is_called_like_a_half_made_one_and_is_not_ours_stays_as_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let (to, foreign) = (root.path().join("photos"), root.path().join("photos.partial"));
+        std::fs::create_dir(&foreign).unwrap();
+        std::fs::write(foreign.join("one.jpg"), "x").unwrap();
+        let error = Partial::create(&to).unwrap_err();
+        assert!(error.message().contains("no half-made checkpoint"), "{error}");
+        assert!(error.file().unwrap().0.ends_with("photos.partial") && error.hint_text().is_some());
+        assert_eq!(names(&foreign), ["one.jpg"]);
+        sweep(root.path()).unwrap();
+        assert_eq!(names(&foreign), ["one.jpg"]);
+        let error = Partial::create(&foreign.with_file_name("new.partial")).unwrap_err();
+        assert_eq!(error.kind(), Kind::Input, "{error}");
+        // A link is not followed, whatever it leads to.
+        let (link, far) = (root.path().join("link.partial"), root.path().join("far"));
+        std::fs::create_dir(&far).unwrap();
+        std::fs::write(far.join(OWNER), "").unwrap();
+        std::os::unix::fs::symlink(&far, &link).unwrap();
+        assert!(Partial::create(&root.path().join("link")).is_err());
+        assert_eq!(names(&far), [OWNER]);
+        // Killed between the making of the folder and its lock.
+        std::fs::create_dir(root.path().join("empty.partial")).unwrap();
+        Partial::create(&root.path().join("empty")).unwrap();
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub const FILE: &str = "manifest.json";
 const FORMAT: &str = "stackproof checkpoint";
 
 /// Raised when what an older stackproof wrote is not understood any more.
-const VERSION: u64 = 1;
+pub const VERSION: u64 = 1;
 
 /// Files of a checkpoint: these in its folder, and in that of each node beside its layers.
 pub const LOGIN_KEY: &str = "login.key";
@@ -127,7 +127,7 @@ impl Manifest {
                 let other = other.map_or("an unknown version".into(), |v| format!("version {v}"));
                 let message =
                     format!("the checkpoint has {other}, and this stackproof reads {VERSION}");
-                return Err(bad(&message).hint(
+                return Err(bad(&message).blameless().hint(
                     "make a new checkpoint, or restore it with the stackproof that made it",
                 ));
             }
@@ -233,7 +233,7 @@ mod tests {
         }
         let newer = refused(r#"{"format": "stackproof checkpoint", "version": 2, "x": 1}"#);
         assert!(newer.message().contains("version 2, and this stackproof reads 1"), "{newer}");
-        assert!(newer.hint_text().is_some());
+        assert!(newer.hint_text().is_some() && newer.is_blameless());
         let whole = r#"{"format": "stackproof checkpoint", "version": 1, "created": 7}"#;
         let lacking = refused(whole);
         assert!(lacking.message().contains("damaged"), "{lacking}");

@@ -19,7 +19,7 @@ mod together;
 
 pub use fingerprint::Fingerprint;
 pub use folder::sweep;
-pub use manifest::{ImageRecord, LabText, Manifest, NodeRecord, Notes, Original};
+pub use manifest::{ImageRecord, LabText, Manifest, NodeRecord, Notes, Original, VERSION};
 pub use platform::{HostProcessor, Platform, hardware};
 pub use restore::{Checkpoint, Restored};
 pub use save::After;

@@ -12,11 +12,21 @@ use crate::lab::hypervisor::Hypervisor;
 use crate::lab::qemu::Machine;
 use crate::lab::spec::{Bytes, MIB};
 use crate::wait::{Patience, Poll};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Frames under way reach a machine that stands still too, as far as its socket takes them.
 const DRAINS: Duration = Duration::from_millis(300);
+
+/// Freed memory begins to leave a machine after two seconds, and goes in pieces: after so long
+/// without a piece all has left. Seconds of the host: the guest's own timers count them.
+const QUIET: Duration = Duration::from_secs(5);
+/// A piece is at least so large, in bytes; less comes and goes always.
+const PIECE: u64 = 4 * MIB;
+/// Until all has left, on the reference machine.
+const SETTLES: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Left free on the disk beside the memory of all machines.
 const SPARE: u64 = 256 * MIB;
@@ -36,8 +46,9 @@ impl Lab {
     /// ever has that name. It holds secrets: everything in it is for us alone (0700, 0600).
     ///
     /// Guests of a lab that goes on stand still for the time that their memory takes to be
-    /// written. Connections of our own to the nodes should be closed before: a restored node would
-    /// try to go on with them. Give back what the guests keep but do not need ([`super::SLIM`]).
+    /// written. Connections of our own to the nodes are closed: a restored node would try to go on
+    /// with them. Give back before what the guests keep and do not need ([`super::SLIM`],
+    /// [`Lab::settles`]). A lab with a frozen node is refused: a restore would let it go on.
     ///
     /// A checkpoint that fails lets the guests go on. One that is dropped half-way leaves no file,
     /// and guests that may stand still.
@@ -48,6 +59,9 @@ impl Lab {
         after: After,
         patience: &Patience,
     ) -> Result<Manifest> {
+        self.none_frozen().await?;
+        // The guests hear of it while the rest is prepared.
+        self.hang_up();
         let platform = Platform::here(&self.hypervisor, self.accel)?;
         let partial = Partial::create(into)?;
         self.check_room(partial.path())?;
@@ -105,10 +119,57 @@ impl Lab {
         }
     }
 
+    /// The error for a lab with a node that stands still.
+    pub async fn none_frozen(&self) -> Result<()> {
+        for node in &self.nodes {
+            if node.vm.is_paused().await? {
+                let name = node.name();
+                return Err(Error::input(format!(
+                    "{name} is frozen, and all of a checkpoint's nodes run"
+                ))
+                .hint(format!("let it go on first: `stackproof lab fault thaw {name}`")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes all connections of ours into the lab.
+    pub fn hang_up(&self) {
+        self.legs().for_each(crate::lab::outside::Leg::hang_up);
+    }
+
+    /// Waits until the memory that the guests have freed has left their machines, or for long
+    /// enough: what stays until then is saved too, and hurts nobody.
+    pub async fn settles(&self, patience: &Patience) -> Result<()> {
+        let least = std::sync::Mutex::new((u64::MAX, Instant::now()));
+        let look = || async {
+            let now = match self.resident() {
+                Ok(now) => now,
+                Err(e) => return Poll::Failed(e),
+            };
+            let mut least = least.lock().unwrap_or_else(|p| p.into_inner());
+            if now.saturating_add(PIECE) <= least.0 {
+                *least = (now, Instant::now());
+            }
+            match least.1.elapsed() >= QUIET {
+                true => Poll::Ready(()),
+                false => Poll::NotYet(format!("{} are held", Bytes(now))),
+            }
+        };
+        let what = "freed memory to leave the machines";
+        match patience.until(what, SETTLES, LOOK, &self.death(), look).await {
+            Err(e) if e.is_blameless() => Ok(()),
+            out => out,
+        }
+    }
+
+    fn resident(&self) -> Result<u64> {
+        self.nodes.iter().map(|n| n.vm.resident()).sum()
+    }
+
     /// What a checkpoint would take now at most, in bytes: the memory that the machines hold.
     pub fn checkpoint_size(&self) -> Result<u64> {
-        let sizes = self.nodes.iter().map(|n| n.vm.resident()).collect::<Result<Vec<_>>>()?;
-        Ok(sizes.iter().sum::<u64>() + SPARE)
+        Ok(self.resident()? + SPARE)
     }
 
     /// Refuses before anything is stopped when the disk cannot take the memory.
@@ -162,6 +223,8 @@ impl Source {
         for index in 0..self.chain.frozen() {
             let layer = to.join(layer_name(index));
             link(&self.chain.layer(index), &layer)?;
+            // Made with the mode that qemu-img and the umask gave it.
+            private(&layer)?;
             layers.push(Fingerprint::of(&layer)?);
         }
         Ok(NodeRecord {
@@ -173,4 +236,9 @@ impl Source {
             layers,
         })
     }
+}
+
+fn private(file: &Path) -> Result<()> {
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600))
+        .map_err(|e| Error::host("cannot keep others out of a file").at(file, None).because(e))
 }

@@ -50,6 +50,7 @@ impl Bench {
         assert!(create.await.unwrap().success());
         let options = LabOptions {
             run_root: root.path().join("runs"),
+            slots: root.path().join("slots"),
             hypervisor,
             accel: Accel::Tcg,
             keep: false,

@@ -248,6 +248,12 @@ impl Leg {
         }
     }
 
+    /// Resets every TCP connection of this leg, whoever uses it: the peers are told.
+    pub fn hang_up(&self) {
+        self.0.core.lock().hang_up(Instant::now());
+        self.0.core.kick.notify_one();
+    }
+
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.0.core
     }

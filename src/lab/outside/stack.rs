@@ -81,6 +81,8 @@ struct Connection {
     held_by: Holder,
     /// The peer reset it.
     reset: bool,
+    /// We did, whoever was using it.
+    hung_up: bool,
     /// A router said that the peer cannot be reached.
     unreachable: Option<Ipv4Addr>,
     /// We sent our FIN, or will once all is sent.
@@ -382,6 +384,7 @@ impl Stack {
             ours,
             held_by,
             reset: false,
+            hung_up: false,
             unreachable: None,
             shut: false,
             finished: false,
@@ -616,6 +619,15 @@ impl Stack {
         }
     }
 
+    /// Resets every connection. New ones may be made.
+    pub fn hang_up(&mut self, now: Instant) {
+        for (handle, connection) in &mut self.connections {
+            connection.hung_up = true;
+            self.sockets.get_mut::<tcp::Socket>(*handle).abort();
+        }
+        self.send(now);
+    }
+
     /// Ends everything: every connection is reset, every waiter woken.
     pub fn unplug(&mut self, now: Instant) {
         self.unplugged = true;
@@ -662,6 +674,8 @@ impl Connection {
         let peer = self.tuple.peer;
         let (kind, text) = if unplugged {
             (io::ErrorKind::NotConnected, "the outside endpoint was unplugged".to_owned())
+        } else if self.hung_up {
+            (io::ErrorKind::ConnectionAborted, format!("the connection to {peer} was closed here"))
         } else if self.reset {
             (io::ErrorKind::ConnectionReset, format!("{peer} reset the connection"))
         } else {

@@ -50,6 +50,21 @@ fn pattern(length: usize, seed: u32) -> Vec<u8> {
     (0..length).map(next).collect()
 }
 
+#[tokio::test]
+async fn hanging_up_ends_every_connection_on_both_sides_and_leaves_the_leg_usable() {
+    let (_net, us, peer) = legs();
+    let (mut ours, mut theirs) = connected(&us, &peer).await;
+    us.hang_up();
+    let told = soon(ours.read_u8()).await.unwrap_err();
+    assert!(told.to_string().contains("was closed here"), "{told}");
+    let heard = soon(theirs.read_u8()).await.unwrap_err();
+    assert_eq!(heard.kind(), ErrorKind::ConnectionReset, "{heard}");
+    drop((ours, theirs));
+    let (mut ours, mut theirs) = connected(&us, &peer).await;
+    ours.write_all(b"x").await.unwrap();
+    assert_eq!(soon(theirs.read_u8()).await.unwrap(), b'x');
+}
+
 async fn read_all(from: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
     let mut all = Vec::new();
     soon(from.read_to_end(&mut all)).await.unwrap();

@@ -34,6 +34,17 @@ fn parse(text: &str) -> Result<LabSpec> {
     LabSpec::parse(Path::new("labs/x.toml"), text)
 }
 
+#[test]
+fn the_same_lab_is_that_with_the_same_machines_and_networks_wherever_it_is_written() {
+    let good = parse(GOOD).unwrap();
+    let mut moved = parse(&format!("# words\n\n{GOOD}")).unwrap();
+    (moved.file, moved.name) = ("elsewhere".into(), "other".into());
+    assert!(good.same_lab(&moved));
+    for (from, to) in [("512MiB", "768MiB"), ("mtu = 1400", "mtu = 1300"), ("00:0A", "00:0B")] {
+        assert!(!good.same_lab(&parse(&GOOD.replacen(from, to, 1)).unwrap()), "{to}");
+    }
+}
+
 /// The good lab with one thing changed must be refused; returns line, message and hint.
 fn refused(from: &str, to: &str) -> (usize, String, String) {
     assert_eq!(GOOD.matches(from).count(), 1, "`{from}` must be there exactly once");

@@ -203,11 +203,15 @@ fn rate(text: &str) -> Result<u64> {
         Error::input(format!("`{text}` is no rate"))
             .hint("write it as `10mbit`, `64kbit` or `1gbit` (a second)")
     };
-    let rate = with_unit(text, &SPEEDS).ok_or_else(wrong)?;
+    check_rate(with_unit(text, &SPEEDS).ok_or_else(wrong)?)
+}
+
+/// Bits a second, where a network can be that slow: at none nothing would ever arrive, and nobody
+/// could tell that from a cut.
+pub fn check_rate(rate: u64) -> Result<u64> {
     if rate < SLOWEST {
-        return Err(
-            Error::input(format!("{text} is too slow")).hint("at least 1kbit; to stop all, cut")
-        );
+        return Err(Error::input(format!("{rate} bits a second is too slow"))
+            .hint("at least 1kbit (1000); to stop all, cut"));
     }
     Ok(rate)
 }

@@ -29,7 +29,7 @@ mod way;
 
 pub use capture::{Capture, Captured};
 pub use counters::{Counters, FaultCounters};
-pub use fault::{Direction, Fault, Probability};
+pub use fault::{Direction, Fault, Probability, check_rate};
 
 use crate::wait::Death;
 use bytes::Bytes;

@@ -167,6 +167,46 @@ async fn a_qemu_that_refuses_its_arguments_is_quoted() {
     assert!(error.message().contains("/nonexistent/rom"), "{error}");
 }
 
+/// Writes to half a MiB of memory, page by page and not with zeros, says so, and halts.
+fn fills() -> Vec<u8> {
+    let mut code = vec![
+        0xfa, // cli
+        0xb8, 0x00, 0x10, // mov ax,0x1000
+        0x8e, 0xc0, // mov es,ax
+        0x31, 0xff, // xor di,di
+        0xb9, 0x00, 0x80, // mov cx,0x8000
+        0xf3, 0xab, // rep stosw
+        0x8c, 0xc0, // mov ax,es
+        0x05, 0x00, 0x10, // add ax,0x1000
+        0x3d, 0x00, 0x90, // cmp ax,0x9000
+        0x75, 0xed, // jne to `mov es,ax`
+    ];
+    code.extend(&says("full\n")[1..]);
+    code
+}
+
+#[tokio::test]
+async fn a_save_that_is_late_is_cancelled_and_the_guest_goes_on_for_good() {
+    let bench = Bench::new().await;
+    let vm = bench.start(&fills()).await;
+    vm.run().await.unwrap();
+    vm.wait_for("full", 0, CONNECTS).await.unwrap();
+    vm.pause().await.unwrap();
+    // QEMU sends something every tenth of a second: a page of many at this bandwidth. (Less than
+    // ten bytes a second are no limit to it.)
+    let (file, soon) = (bench.dir.path().join("memory"), Duration::from_millis(20));
+    let error = vm.save_within(&file, soon, 1000).await.unwrap_err();
+    assert!(error.message().contains("in vain"), "{error}");
+    let migration = vm.qmp().call(&qapi_qmp::query_migrate {}).await.unwrap();
+    assert_eq!(migration.status, Some(qapi_qmp::MigrationStatus::cancelled));
+    vm.run().await.unwrap();
+    let status = vm.qmp().call(&qapi_qmp::query_status {}).await.unwrap();
+    assert!(status.running, "{status:?}");
+    // And it can be saved after all.
+    vm.pause().await.unwrap();
+    vm.save_memory(&bench.dir.path().join("again")).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_panic_on_the_console_is_a_death() {
     let bench = Bench::new().await;
@@ -177,6 +217,41 @@ async fn a_panic_on_the_console_is_a_death() {
     let wanted = "tiny is lost: its kernel panicked: Kernel panic - not syncing: test";
     assert_eq!(cause, wanted);
     assert!(vm.evidence()[0].ends_with("not syncing: test"), "{:?}", vm.evidence());
+}
+
+#[test]
+fn a_write_that_the_hosts_disk_did_not_take_ends_the_machine_with_the_reason_and_the_next_step() {
+    let noted = |action: &str, nospace: bool| {
+        let (life, death) = Life::new();
+        let watch = Watch {
+            name: "a".into(),
+            life: Arc::new(life),
+            log: PathBuf::new(),
+            redactor: Redactor::default(),
+            stopping: Arc::default(),
+            resets: watch::channel(0).0,
+        };
+        // As QEMU 10.0 sends it.
+        let event = serde_json::json!({
+            "timestamp": { "seconds": 1, "microseconds": 2 },
+            "event": "BLOCK_IO_ERROR",
+            "data": {
+                "qom-path": "/machine/peripheral/disk0-dev/virtio-backend", "device": "",
+                "node-name": "disk0", "operation": "write", "action": action,
+                "nospace": nospace, "reason": "No space left on device",
+            },
+        });
+        watch.note(&Event::of(&event).unwrap(), &mut false);
+        death
+    };
+    let mut death = noted("stop", true);
+    let cause = death.cause().expect("it is as good as dead");
+    assert!(cause.contains("the host's disk is full"), "{cause}");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let cause = runtime.block_on(death.wait_cause());
+    assert_eq!(cause.kind, Kind::Host);
+    assert!(cause.hint.unwrap().contains("free some space"));
+    assert_eq!(noted("report", false).cause(), None, "the guest was told, and lives on");
 }
 
 #[tokio::test]

@@ -58,7 +58,20 @@ impl Vm {
 
     /// Writes the memory of a paused machine and the state of its devices into a new file that only
     /// we can read. Pages of zeros take no room in it.
+    ///
+    /// One that fails is over when this returns: a migration that went on would stop the guest for
+    /// good at its end, whatever was done with the guest in the meantime.
     pub async fn save_memory(&self, file: &Path) -> Result<()> {
+        self.save_within(file, self.nominal(), UNLIMITED).await
+    }
+
+    /// `bandwidth` is in bytes a second.
+    pub(super) async fn save_within(
+        &self,
+        file: &Path,
+        nominal: Duration,
+        bandwidth: u64,
+    ) -> Result<()> {
         let mut new = std::fs::OpenOptions::new();
         new.write(true)
             .create_new(true)
@@ -66,25 +79,63 @@ impl Vm {
             .open(file)
             .doing(Kind::Host, || "cannot make the file for a machine's memory".into())
             .map_err(|e| e.at(file, None))?;
-        self.set_up_transfer().await?;
+        self.set_up_transfer(bandwidth).await?;
         self.ask("migrate", json!({ "channels": channel(file) })).await?;
-        self.transferred("saving its memory").await
+        let saved = self.transferred("saving its memory", nominal).await;
+        match saved {
+            Err(e) if self.death().cause().is_none() => match self.cancel_transfer().await {
+                Ok(()) => Err(e),
+                Err(left) => Err(e.evidence([format!(
+                    "it could not be cancelled either, and the guest will stop when it ends: {left}"
+                )])),
+            },
+            saved => saved,
+        }
+    }
+
+    /// Ends a transfer that is under way, and waits until it has ended, however it does.
+    async fn cancel_transfer(&self) -> Result<()> {
+        self.ask("migrate_cancel", json!({})).await?;
+        let look = || async {
+            match self.qmp.call(&qapi_qmp::query_migrate {}).await {
+                Ok(info) => match info.status {
+                    None
+                    | Some(
+                        MigrationStatus::none
+                        | MigrationStatus::completed
+                        | MigrationStatus::failed
+                        | MigrationStatus::cancelled,
+                    ) => Poll::Ready(()),
+                    status => Poll::NotYet(format!("{status:?}")),
+                },
+                Err(e) => Poll::Failed(e),
+            }
+        };
+        let what = format!("{}: its memory's transfer to be cancelled", self.name);
+        self.patience.until(&what, STOPS, LOOK, &self.death(), look).await
     }
 
     /// The way back, into a machine that was started to wait for it. The guest stands still
     /// afterwards, at the instruction that it was stopped before.
     pub async fn load_memory(&self, file: &Path) -> Result<()> {
-        self.set_up_transfer().await?;
+        self.set_up_transfer(UNLIMITED).await?;
         // So that QEMU lives to tell what went wrong.
         let arguments = json!({ "channels": channel(file), "exit-on-error": false });
         self.ask("migrate-incoming", arguments).await?;
-        self.transferred("restoring its memory").await?;
+        self.transferred("restoring its memory", self.nominal()).await?;
         let status =
             self.qmp.call(&qapi_qmp::query_status {}).await.map_err(|e| self.explain(e))?;
         if status.running {
             return Err(self.explain(Error::internal("it was not restored standing still")));
         }
         Ok(())
+    }
+
+    /// Whether the guest stands still because somebody asked for it.
+    pub async fn is_paused(&self) -> Result<bool> {
+        let status = self.qmp.call(&qapi_qmp::query_status {}).await;
+        let status = status.map_err(|e| self.explain(e))?.status;
+        Ok(status == qapi_qmp::RunState::paused)
     }
 
     /// Whether a guest agent has opened its port.
@@ -106,19 +157,24 @@ impl Vm {
         Ok(kib.ok_or_else(untold)? * KIB)
     }
 
-    async fn set_up_transfer(&self) -> Result<()> {
+    /// For all of its memory and the state of its devices.
+    fn nominal(&self) -> Duration {
+        DEVICES + PER_GIB.mul_f64(self.memory as f64 / GIB as f64)
+    }
+
+    async fn set_up_transfer(&self, bandwidth: u64) -> Result<()> {
         let on =
             |capability: MigrationCapability| json!({ "capability": capability, "state": true });
         let capabilities = [on(MigrationCapability::mapped_ram), on(MigrationCapability::multifd)];
         self.ask("migrate-set-capabilities", json!({ "capabilities": capabilities })).await?;
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
         let channels = processors.clamp(*CHANNELS.start(), *CHANNELS.end());
-        let parameters = json!({ "max-bandwidth": UNLIMITED, "multifd-channels": channels });
+        let parameters = json!({ "max-bandwidth": bandwidth, "multifd-channels": channels });
         self.ask("migrate-set-parameters", parameters).await.map(drop)
     }
 
     /// Waits for the end of a transfer.
-    async fn transferred(&self, doing: &str) -> Result<()> {
+    async fn transferred(&self, doing: &str, nominal: Duration) -> Result<()> {
         let look = || async {
             match self.qmp.call(&qapi_qmp::query_migrate {}).await {
                 Ok(info) => self.judge(doing, &info),
@@ -126,7 +182,6 @@ impl Vm {
             }
         };
         let what = format!("{}: {doing}", self.name);
-        let nominal = DEVICES + PER_GIB.mul_f64(self.memory as f64 / GIB as f64);
         let waited = self.patience.until(&what, nominal, LOOK, &self.death(), look).await;
         waited.map_err(|e| e.evidence(self.evidence()))
     }

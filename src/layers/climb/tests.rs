@@ -10,13 +10,28 @@ struct Fake {
     /// What was asked of the site, in order.
     did: Vec<String>,
     fails: Option<(&'static str, Kind)>,
+    /// A failure is nobody's fault.
+    blameless: bool,
+    /// A machine dies of its failure.
+    deadly: bool,
+    dead: bool,
+    /// The bytes of a lab that has worked and was not slimmed since.
+    fat: u64,
+    slim: bool,
 }
 
 impl Fake {
     fn act(&mut self, what: String) -> Result<()> {
         let fails = self.fails.filter(|(on, _)| what.starts_with(on));
-        self.did.push(what);
-        fails.map_or(Ok(()), |(on, kind)| Err(Error::new(kind, format!("{on} failed"))))
+        if !what.starts_with("slim") {
+            self.slim = false;
+            self.did.push(what);
+        }
+        self.dead |= self.deadly && fails.is_some();
+        fails.map_or(Ok(()), |(on, kind)| {
+            let error = Error::new(kind, format!("{on} failed"));
+            Err(if self.blameless { error.blameless() } else { error })
+        })
     }
 }
 
@@ -38,8 +53,16 @@ impl Site for Fake {
         lab.push(until.name.into());
         Ok(())
     }
+    async fn slim(&mut self, lab: &mut Vec<String>) -> Result<()> {
+        self.act(format!("slim {}", lab.last().unwrap()))?;
+        self.slim = true;
+        Ok(())
+    }
     fn size(&self, lab: &Vec<String>) -> Result<u64> {
-        Ok(lab.len() as u64 * 4096)
+        Ok(lab.len() as u64 * 4096 + if self.slim { 0 } else { self.fat })
+    }
+    fn death(&self, _lab: &Vec<String>) -> Option<String> {
+        self.dead.then(|| "a was killed".into())
     }
     async fn checkpoint(&mut self, lab: &mut Vec<String>, into: &Path) -> Result<()> {
         self.act(format!("keep {}", lab.last().unwrap()))?;
@@ -258,11 +281,56 @@ async fn layers_that_were_not_used_for_longest_go_for_new_ones() {
 }
 
 #[tokio::test]
-async fn a_checkpoint_that_fails_ends_the_run_with_its_stage() {
+async fn a_lab_that_dies_while_it_is_kept_ends_the_run_with_its_stage() {
     let bench = Bench::new();
-    let (_, out) = bench.go_with([1, 1, 1, 1], Some(("keep nova", Kind::Lab))).await;
-    let e = out.unwrap_err();
+    let rungs = rungs([1, 1, 1, 1]);
+    let mut site = Fake { fails: Some(("keep nova", Kind::Lab)), deadly: true, ..Fake::default() };
+    let e = bench.climb(&rungs, true).climb(&mut site).await.unwrap_err();
     assert!(e.message().starts_with("keeping the layer nova: keep nova failed"), "{e}");
     let stages: Vec<_> = bench.layers.all().unwrap().iter().map(|l| l.about.rank).collect();
     assert_eq!(stages.len(), 2, "what was kept before it stays: {stages:?}");
+}
+
+#[tokio::test]
+async fn a_lab_that_lives_goes_on_without_the_layer_that_could_not_be_kept() {
+    for (fails, did) in [("keep nova", "keep nova"), ("slim nova", "keystone to nova")] {
+        let mut bench = Bench::new();
+        let (all, way) = bench.go_with([1, 1, 1, 1], Some((fails, Kind::Lab))).await;
+        assert_eq!(way.unwrap().lab.last().unwrap(), "ready");
+        let last: Vec<_> = all.iter().rev().take(3).rev().map(String::as_str).collect();
+        assert_eq!(last, [did, "nova to ready", "keep ready"]);
+        let said = bench.said();
+        assert!(said.contains("Warning: the layer nova is not kept: "), "{said}");
+        assert!(said.contains(&format!("{fails} failed")), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn the_size_of_a_lab_is_asked_when_it_is_slim() {
+    let mut bench = Bench::new();
+    // Room for all layers, and for none of a lab that keeps what it does not need.
+    bench.max = Some(4 << 20);
+    let rungs = rungs([1, 1, 1, 1]);
+    let mut site = Fake { fat: 1 << 30, ..Fake::default() };
+    bench.climb(&rungs, true).climb(&mut site).await.unwrap();
+    assert_eq!(bench.layers.all().unwrap().len(), 4, "{:?} {}", site.did, bench.said());
+}
+
+#[tokio::test]
+async fn a_layer_is_not_accused_of_a_busy_machine_another_version_or_an_image_that_is_elsewhere() {
+    for (kind, blameless) in [(Kind::Lab, true), (Kind::Input, true), (Kind::Image, false)] {
+        let mut bench = Bench::new();
+        bench.go([1, 1, 1, 1]).await.1.unwrap();
+        bench.said();
+        let rungs = rungs([1, 1, 1, 1]);
+        let fails = Some(("restore", kind));
+        let mut site = Fake { fails, blameless, ..Fake::default() };
+        bench.climb(&rungs, true).climb(&mut site).await.unwrap();
+        let tried = ["restore ready", "restore nova", "restore keystone", "restore booted"];
+        assert_eq!(site.did[..4], tried);
+        assert_eq!(site.did[4], "boot");
+        let said = bench.said();
+        assert!(said.contains("which says nothing against it: restore failed"), "{said}");
+        assert_eq!((bench.layers.all().unwrap().len(), bench.layers.broken_bytes()), (4, 0));
+    }
 }

@@ -57,6 +57,24 @@ async fn a_layer_is_made_once_found_by_its_key_and_private() {
 }
 
 #[tokio::test]
+async fn a_checkpoint_that_is_a_layer_s_is_held_by_its_path_and_any_other_is_nobody_s() {
+    let dir = tempfile::tempdir().unwrap();
+    let layers = Layers::open(dir.path()).unwrap();
+    let rung = rung("nova");
+    made(&layers, &rung).await;
+    let checkpoint = layers.find(&rung.key).unwrap().unwrap().checkpoint();
+    let held = hold(&checkpoint).unwrap().expect("it is a layer's");
+    assert!(!layers.remove(&rung.key).unwrap(), "in use");
+    drop(held);
+    assert!(layers.remove(&rung.key).unwrap());
+    let e = hold(&checkpoint).unwrap_err();
+    assert!(e.message().contains("just been removed") && e.hint_text().is_some(), "{e}");
+    let own = dir.path().join("checkpoints/ready");
+    assert!(hold(&own).unwrap().is_none());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "looking makes nothing");
+}
+
+#[tokio::test]
 async fn a_layer_in_use_is_not_removed_and_a_free_one_is_with_its_lock() {
     let dir = tempfile::tempdir().unwrap();
     let layers = Layers::open(dir.path()).unwrap();

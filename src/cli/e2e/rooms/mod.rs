@@ -21,11 +21,9 @@ use crate::cloud::session::Credentials;
 use crate::cloud::url::Url;
 use crate::diagnose::{Text, causes};
 use crate::engine::apply::{Engine, Report};
-use crate::engine::inventory::{Family, Node};
+use crate::engine::inventory::Node;
 use crate::engine::journal::Journal;
 use crate::engine::plan::{Plan, Stage};
-use crate::engine::ssh;
-use crate::engine::transport::{Connector as Reconnect, Ssh, Stream};
 use crate::error::{Error, Result};
 use crate::images::store::Store;
 use crate::lab::accel::{self, Accel};
@@ -41,8 +39,8 @@ use crate::roles::secrets::Secrets;
 use crate::roles::topology::{Login, NodeKey, Topology};
 use crate::secret::Secret;
 use crate::supervisor::cloud::{Cloud, User};
+use crate::supervisor::nodes as upkeep;
 use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -50,8 +48,6 @@ use std::time::{Duration, Instant};
 const PROBE_GUEST: &str = "probe-guest";
 /// The image that nodes boot; roles are baked into no other.
 const NODE_IMAGE: &str = "debian-13-node";
-/// Of one TCP connection to a node, on the reference machine.
-const CONNECTING: Duration = Duration::from_secs(10);
 /// Every node runs so many steps at once: more only thrash two emulated cores.
 const STEPS_PER_NODE: usize = 3;
 /// From QEMU's start to SSH for each node, on the reference machine. Not measured on one: two nodes
@@ -168,6 +164,7 @@ impl Boot<'_> {
     fn options(&self, work: &Work) -> LabOptions {
         LabOptions {
             run_root: runs(&work.env.store),
+            slots: runs(&work.env.store),
             hypervisor: self.hypervisor.clone(),
             accel: self.accel,
             keep: self.keep,
@@ -202,33 +199,6 @@ pub fn runs(store: &Path) -> std::path::PathBuf {
     store.join("runs")
 }
 
-/// A machine of the lab as a node of the engine: SSH through our leg, with the pinned key.
-fn reach(lab: &Lab, machine: &crate::lab::Node, work: &Work) -> Result<Node> {
-    let (network, address) = machine.login.clone();
-    let leg = leg(lab, &network)?;
-    let speed = work.speed.clone();
-    let at = SocketAddrV4::new(address, 22);
-    let connect: Reconnect = Arc::new(move || {
-        let (leg, limit) = (leg.clone(), speed.scale(CONNECTING));
-        Box::pin(async move {
-            let stream = leg.connect(at, limit).await?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
-        })
-    });
-    let name = machine.name();
-    let key = ssh::Key::from_openssh(&lab.login_key().private_pem())?;
-    let host_key = ssh::HostKey::Pinned(machine.host_key.clone());
-    let shell = Ssh::new(name, lab.login_user(), key, host_key, connect);
-    // Only Debian is provisioned today: the recipe `debian-13-node`.
-    let mut node = Node::new(name, Family::Debian, Arc::new(shell)).death(machine.vm.death());
-    for nic in &machine.spec.nics {
-        if let Some(address) = nic.address {
-            node = node.address(nic.network.as_str(), address);
-        }
-    }
-    Ok(node)
-}
-
 fn leg(lab: &Lab, network: &str) -> Result<Leg> {
     lab.leg(network).cloned().ok_or_else(|| {
         Error::input(format!("the network `{network}` has no `outside` address"))
@@ -257,8 +227,7 @@ impl Cluster {
 
     /// New connections to all nodes, made when they are used.
     fn connect(&mut self, work: &Work) -> Result<()> {
-        let nodes = self.lab.nodes().iter().map(|n| reach(&self.lab, n, work));
-        self.nodes = nodes.collect::<Result<_>>()?;
+        self.nodes = upkeep::reach(&self.lab, &work.speed)?;
         let engine = Engine::new(self.nodes.clone(), work.patience(), self.journal.clone());
         self.engine = engine.per_node(STEPS_PER_NODE);
         Ok(())

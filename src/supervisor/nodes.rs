@@ -1,0 +1,124 @@
+//! What is done on the nodes of a lab around its checkpoints: over SSH through our legs, with the
+//! lab's key and the pinned host keys.
+
+use crate::engine::inventory::{Family, Node};
+use crate::engine::ssh;
+use crate::engine::transport::{Connector, Ssh, Stream};
+use crate::error::{Error, Result};
+use crate::lab::Lab;
+use crate::lab::checkpoint::SLIM;
+use crate::wait::{Patience, Speed};
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::task::JoinSet;
+
+/// One TCP connection to a node, on the reference machine.
+const CONNECTING: Duration = Duration::from_secs(10);
+/// To give back what a node keeps and does not need, on the reference machine.
+const SLIMMING: Duration = Duration::from_secs(30);
+/// To set a clock, on the reference machine.
+const SETTING: Duration = Duration::from_secs(10);
+
+/// Room is taken without writing, which neither takes long nor fills the host's disk; only the last
+/// bytes are written. Where `/` is in memory (probe-guest) the node would die of it.
+const FILL: &str = r#"
+if grep -q '^[^ ]* / \(rootfs\|tmpfs\|ramfs\|overlay\) ' /proc/mounts; then
+    echo 'its root file system is in its memory' >&2; exit 1
+fi
+file=/.stackproof-fill
+n=$(df -B1 --output=avail / | tail -n 1)
+until [ "$n" -le 0 ] || fallocate -l "$n" $file 2>/dev/null; do n=$((n - 16777216)); done
+cat /dev/zero >>$file 2>/dev/null
+sync
+[ "$(df -B1 --output=avail / | tail -n 1)" -eq 0 ] || { df / >&2; exit 1; }
+"#;
+const FREE: &str = "rm -f /.stackproof-fill && sync";
+/// For either, on the reference machine.
+const FILLING: Duration = Duration::from_secs(60);
+
+/// Every machine of the lab as a node of the engine. Connections are made when they are used.
+pub fn reach(lab: &Lab, speed: &Speed) -> Result<Vec<Node>> {
+    lab.nodes().iter().map(|machine| reach_one(lab, machine, speed)).collect()
+}
+
+fn reach_one(lab: &Lab, machine: &crate::lab::Node, speed: &Speed) -> Result<Node> {
+    let (network, address) = &machine.login;
+    let leg = lab.leg(network).cloned().ok_or_else(|| {
+        Error::input(format!("the network `{network}` has no `outside` address"))
+            .at(&lab.spec().file, None)
+            .hint("nodes are reached through a leg of ours: give the network one")
+    })?;
+    let (at, speed) = (SocketAddrV4::new(*address, 22), speed.clone());
+    let connect: Connector = Arc::new(move || {
+        let (leg, limit) = (leg.clone(), speed.scale(CONNECTING));
+        Box::pin(async move {
+            let stream = leg.connect(at, limit).await?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    });
+    let name = machine.name();
+    let key = ssh::Key::from_openssh(&lab.login_key().private_pem())?;
+    let host_key = ssh::HostKey::Pinned(machine.host_key.clone());
+    let shell = Ssh::new(name, lab.login_user(), key, host_key, connect);
+    // Only Debian is provisioned today: the recipe `debian-13-node`.
+    let mut node = Node::new(name, Family::Debian, Arc::new(shell)).death(machine.vm.death());
+    for nic in &machine.spec.nics {
+        if let Some(address) = nic.address {
+            node = node.address(nic.network.as_str(), address);
+        }
+    }
+    Ok(node)
+}
+
+/// Has the nodes give back what they keep and do not need, and waits until it has left the
+/// machines.
+pub async fn slim(lab: &Lab, nodes: &[Node], patience: &Patience) -> Result<()> {
+    on(nodes, |_| true, "give back what it does not need", SLIMMING, SLIM, patience).await?;
+    lab.settles(patience).await
+}
+
+/// Sets the clocks of nodes without a guest agent, which [`Lab::step_clocks`] named.
+pub async fn set_clocks(nodes: &[Node], which: &[String], patience: &Patience) -> Result<()> {
+    let these = |name: &str| which.iter().any(|n| n == name);
+    // Connected first: a connection takes longer than a clock may be wrong.
+    on(nodes, these, "answer", SETTING, ":", patience).await?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let set = format!("date -u -s @{}.{:03}", now.as_secs(), now.subsec_millis());
+    on(nodes, these, "set its clock", SETTING, &set, patience).await
+}
+
+/// Fills the disk of one node up to the last byte, or gives the room back.
+pub async fn fill(nodes: &[Node], name: &str, full: bool, patience: &Patience) -> Result<()> {
+    let (what, script) = match full {
+        true => ("fill its disk", FILL),
+        false => ("free its disk", FREE),
+    };
+    on(nodes, |n| n == name, what, FILLING, script, patience).await
+}
+
+/// Runs a script on some nodes, all at once; `what` says what they are to do.
+async fn on(
+    nodes: &[Node],
+    which: impl Fn(&str) -> bool,
+    what: &str,
+    nominal: Duration,
+    script: &str,
+    patience: &Patience,
+) -> Result<()> {
+    let mut runs = JoinSet::new();
+    for node in nodes.iter().filter(|n| which(&n.name)) {
+        let (node, patience) = (node.clone(), patience.clone());
+        let (what, script) = (format!("{} to {what}", node.name), format!("{{ {script}\n}}\n"));
+        runs.spawn(async move {
+            let run = async { node.shell.script(script).await };
+            let out = patience.within(&what, nominal, &node.death, run).await?;
+            if out.status == 0 {
+                return Ok(());
+            }
+            let error = Error::lab(format!("waited for {what}, and it failed"));
+            Err(error.evidence(out.stderr_tail(5)))
+        });
+    }
+    runs.join_all().await.into_iter().collect()
+}

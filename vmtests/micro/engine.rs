@@ -127,7 +127,6 @@ async fn killed() -> Result<()> {
     let (engine, never) = (engine(&bench, &lab, node)?, Death::never());
     let plan = Arc::new(Plan { steps: vec![Step::new("endless", "a").with(Endless)] });
     let apply = async { Ok(engine.apply(plan, &never).await) };
-    let never = Death::never();
     let (out, begun) = tokio::join!(
         bench.patience.within("the engine to give up", COMMAND, &never, apply),
         async {
@@ -162,6 +161,7 @@ async fn neighbour() -> Result<()> {
     let plan = Arc::new(Plan { steps: vec![Step::new("endless", "a").with(Endless)] });
     let death = lab.death();
     let apply = async { Ok(engine.apply(plan, &death).await) };
+    let never = Death::never();
     let (out, begun) = tokio::join!(
         bench.patience.within("the engine to give up", COMMAND, &never, apply),
         async {

@@ -5,6 +5,10 @@
 //! There is no other sleep in the house but that of frames that are due later (the switch's lanes
 //! and the outside endpoint): they wait for a time, and not for anything to happen.
 
+mod together;
+
+pub use together::together;
+
 use crate::error::{Error, Kind};
 use crate::event::{Event, Events};
 use std::sync::Arc;

@@ -236,9 +236,6 @@ fn why_text(rungs: &[Rung], lab: &str, all: &[Layer], accel: Accel) -> String {
         let _ = write!(text, "{} ({}): ", rung.stage, rung.key);
         match standing(rung, lab, all) {
             Standing::Serves => text += "its layer serves\n",
-            Standing::Absent if rung.passed_over => {
-                text += "not kept: the next stage's layer serves wherever it would\n";
-            }
             Standing::Absent => text += "there is no layer of it\n",
             Standing::Changed(changes) => {
                 let _ = writeln!(text, "no layer serves; since the last one of it was made:");
@@ -275,7 +272,7 @@ mod tests {
     fn rung(name: &'static str, rank: usize, nova: &str) -> Rung {
         let inputs = inputs(nova);
         let key = inputs.key(name, None);
-        Rung { stage: Stage { rank, name }, key, inputs, passed_over: name == "neutron" }
+        Rung { stage: Stage { rank, name }, key, inputs }
     }
 
     fn layer(rung: &Rung, in_use: bool) -> Layer {
@@ -319,13 +316,12 @@ mod tests {
     fn why_names_the_changed_input_and_where_a_run_would_begin() {
         let old = rung("nova", 4, "1");
         let layers = [layer(&rung("booted", 0, "2"), false), layer(&old, false)];
-        let now = [rung("booted", 0, "2"), rung("nova", 4, "2"), rung("neutron", 5, "2")];
+        let now = [rung("booted", 0, "2"), rung("nova", 4, "2")];
         let text = why_text(&now, "two-node", &layers, Accel::Tcg);
         assert!(text.starts_with("lab two-node, if it runs with TCG:\n"), "{text}");
         for line in [
             "its layer serves",
             "  nova: file /etc/nova/nova.conf on openstack1: 1 -> 2",
-            "not kept: the next stage's layer serves wherever it would",
             "a run would begin from booted",
         ] {
             assert!(text.contains(line), "{line}: {text}");

@@ -141,7 +141,7 @@ mod tests {
     fn rung(lab: &str, rank: usize) -> Rung {
         let stage = Stage { rank, name: "s" };
         let key = key(&format!("{lab} {rank}"));
-        Rung { stage, key, inputs: Inputs::default(), passed_over: false }
+        Rung { stage, key, inputs: Inputs::default() }
     }
 
     fn evicted(layers: &[Layer], last: bool, gib: u64, limit: u64) -> Option<Vec<usize>> {

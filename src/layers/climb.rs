@@ -146,9 +146,8 @@ impl Climb<'_> {
 
     /// Why the run begins from no layer of the rung `from` or of a deeper one.
     fn why_not(&self, from: usize, before: &[Layer]) -> Option<String> {
-        let deeper = self.rungs[from..].iter().filter(|r| !r.passed_over);
         let standings: Vec<(&Rung, Standing)> =
-            deeper.map(|r| (r, standing(r, self.lab, before))).collect();
+            self.rungs[from..].iter().map(|r| (r, standing(r, self.lab, before))).collect();
         // The shallowest that changed is the one that all deeper ones fail by.
         let changed = standings.iter().find(|(_, s)| matches!(s, Standing::Changed(_)));
         let (rung, standing) = changed.or(standings.first())?;
@@ -211,7 +210,7 @@ impl Climb<'_> {
         let there = layers.all()?;
         let wanted: Vec<Wanted> = self.rungs[at..]
             .iter()
-            .filter(|r| !r.passed_over && !there.iter().any(|l| l.key == r.key))
+            .filter(|r| !there.iter().any(|l| l.key == r.key))
             .map(|rung| {
                 let estimate = || budget::estimate(&there, self.lab, rung.stage.name, self.memory);
                 let here = rung.key == self.rungs[at].key;

@@ -11,8 +11,6 @@ pub struct Rung {
     pub key: Key,
     /// All that made it, those of the stages before included.
     pub inputs: Inputs,
-    /// Whether the next stage has no steps, so that its layer serves wherever this one would.
-    pub passed_over: bool,
 }
 
 /// The rungs of `stages`, in their order. `lab` is what made the lab before any step; `plan` must
@@ -20,15 +18,12 @@ pub struct Rung {
 pub fn rungs(lab: Inputs, stages: &[Stage], plan: &Plan) -> Vec<Rung> {
     let mut rungs: Vec<Rung> = Vec::new();
     let mut all = Inputs::default();
-    for (i, &stage) in stages.iter().enumerate() {
-        let mut own = if i == 0 { lab.clone() } else { Inputs::default() };
+    for &stage in stages {
+        let mut own = if rungs.is_empty() { lab.clone() } else { Inputs::default() };
         own.extend(canonical::of_stage(plan, stage));
         let key = own.key(stage.name, rungs.last().map(|r| &r.key));
         all.extend(own);
-        let next = stages.get(i + 1);
-        let passed_over =
-            i > 0 && next.is_some_and(|next| canonical::of_stage(plan, *next).is_empty());
-        rungs.push(Rung { stage, key, inputs: all.clone(), passed_over });
+        rungs.push(Rung { stage, key, inputs: all.clone() });
     }
     rungs
 }
@@ -145,12 +140,5 @@ mod tests {
             "{last:?}"
         );
         assert!(last.iter().all(|l| !l.starts_with("foundation:")), "{last:?}");
-    }
-
-    #[test]
-    fn only_the_stage_before_one_without_steps_is_passed_over() {
-        let rungs = of_plan(&roles::symbolic_plan(&topology()).unwrap());
-        let over: Vec<_> = rungs.iter().filter(|r| r.passed_over).map(|r| r.stage.name).collect();
-        assert_eq!(over, ["neutron"]);
     }
 }

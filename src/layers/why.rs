@@ -61,7 +61,7 @@ mod tests {
     fn rung(conf: &str) -> Rung {
         let inputs = inputs(conf);
         let key = inputs.key("nova", None);
-        Rung { stage: Stage { rank: 4, name: "nova" }, key, inputs, passed_over: false }
+        Rung { stage: Stage { rank: 4, name: "nova" }, key, inputs }
     }
 
     fn layer(lab: &str, conf: &str, created: u64) -> Layer {

@@ -75,11 +75,15 @@ async fn act(work: Work, args: E2e) -> Result<()> {
         rooms::Boot { images: &images, hypervisor, accel, logs: &logs.folder, keep: args.keep };
     // Held until the machines are gone.
     let _room = rooms::reserve(&work, &spec, args.no_wait).await?;
-    let way = warm::cloud(&work, &spec, boot, &args).await?;
-
-    let outcome = match prove(&work, &way.lab, &instance, &args, &logs.folder).await {
-        Err(e) => Err(way.explain(evidence(&work, &way.lab, &logs.folder, e).await)),
-        ok => ok,
+    let proof = Proof { instance: &instance, args: &args };
+    let (way, proven) = warm::cloud(&work, &spec, boot, proof).await?;
+    let outcome = if proven {
+        Ok(())
+    } else {
+        match proof.of(&work, &way.lab, &logs.folder).await {
+            Err(e) => Err(way.explain(evidence(&work, &way.lab, &logs.folder, e).await)),
+            ok => ok,
+        }
     };
     let down = events.phase("teardown", way.lab.down()).await;
     outcome.and(down)?;
@@ -125,26 +129,29 @@ async fn second_run(work: &Work, cluster: &rooms::Cluster) -> Result<()> {
 }
 
 /// From a cloud that is ready to the verdict.
-async fn prove(
-    work: &Work,
-    cluster: &rooms::Cluster,
-    instance: &instance::Instance,
-    args: &E2e,
-    logs: &Path,
-) -> Result<()> {
-    let events = &work.events;
-    let declared = cluster.declare(work)?;
-    events
-        .phase("nodes", async {
-            cluster.mends(work, &declared).await?;
-            cluster.facts(work, &declared).await
-        })
-        .await?;
-    if args.reboot {
-        events.phase("reboot", cluster.reboots(work, &declared)).await?;
+#[derive(Clone, Copy)]
+struct Proof<'a> {
+    instance: &'a instance::Instance,
+    args: &'a E2e,
+}
+
+impl Proof<'_> {
+    async fn of(self, work: &Work, cluster: &rooms::Cluster, logs: &Path) -> Result<()> {
+        let Proof { instance, args } = self;
+        let events = &work.events;
+        let declared = cluster.declare(work)?;
+        events
+            .phase("nodes", async {
+                cluster.mends(work, &declared).await?;
+                cluster.facts(work, &declared).await
+            })
+            .await?;
+        if args.reboot {
+            events.phase("reboot", cluster.reboots(work, &declared)).await?;
+        }
+        events.phase("proof", cluster.prove(work, &declared, instance, args.keep)).await?;
+        events.phase("leaks", cluster.leaks(work, &declared, logs)).await
     }
-    events.phase("proof", cluster.prove(work, &declared, instance, args.keep)).await?;
-    events.phase("leaks", cluster.leaks(work, &declared, logs)).await
 }
 
 /// The check that nothing was left to change, and that something was looked at.

@@ -2,8 +2,7 @@
 
 use super::rooms::{self, Boot, Cluster};
 use super::topology::{self, Networks};
-use super::{evidence, second_run};
-use crate::cli::args::E2e;
+use super::{Proof, evidence, second_run};
 use crate::cli::session::Work;
 use crate::engine::plan::{Plan, Stage};
 use crate::error::{Context, Error, Kind, Result};
@@ -86,13 +85,16 @@ pub fn of_disk(disk: PathBuf) -> BootImage {
     BootImage { disk, kernel: None, initrd: None, append: String::new() }
 }
 
-/// A cloud that is ready: nothing was left to be changed by a second run.
+/// A cloud that is ready: nothing was left to be changed by a second run. Says whether it is proven
+/// already: what is kept as the last layer has passed the proof, whose things are gone from it, but
+/// not what services made ready to make them. So the next proof is quicker.
 pub async fn cloud(
     work: &Work,
     spec: &LabSpec,
     boot: Boot<'_>,
-    args: &E2e,
-) -> Result<Way<Cluster>> {
+    proof: Proof<'_>,
+) -> Result<(Way<Cluster>, bool)> {
+    let args = proof.args;
     let rungs = rungs_of(spec, &boot.hypervisor, boot.accel, boot.images)?;
     let layers = (!args.cold).then(|| Layers::open(&work.env.store)).transpose()?;
     let climb = Climb {
@@ -103,17 +105,20 @@ pub async fn cloud(
         space: Space { max: args.layers_max, ..Space::default() },
         events: &work.events,
     };
-    let mut ascent = Ascent { work, spec, boot };
+    // With `--keep` the proof leaves things behind, which belong into no layer.
+    let first = (!args.keep).then_some(proof);
+    let mut ascent = Ascent { work, spec, boot, proof: first };
     let way = climb.climb(&mut ascent).await?;
-    // Whoever came from the last layer has made no second run yet.
-    if way.from.as_ref().is_some_and(|(stage, _)| *stage == ready()) {
+    // Whoever came from the last layer has made no second run yet, and no proof.
+    let warm = way.from.as_ref().is_some_and(|(stage, _)| *stage == ready());
+    if warm {
         let second = second_run(work, &way.lab).await;
         if let Err(e) = second {
             let e = evidence(work, &way.lab, ascent.boot.logs, e).await;
             return Err(way.explain(e));
         }
     }
-    Ok(way)
+    Ok((way, first.is_some() && !warm))
 }
 
 fn ready() -> Stage {
@@ -125,6 +130,8 @@ struct Ascent<'a> {
     work: &'a Work,
     spec: &'a LabSpec,
     boot: Boot<'a>,
+    /// To be made before the last stage is reached.
+    proof: Option<Proof<'a>>,
 }
 
 impl Site for Ascent<'_> {
@@ -182,9 +189,13 @@ impl Ascent<'_> {
             let changed = first.changed.len();
             events.info(format!("{changed} resources changed, {} as declared", first.unchanged));
         }
-        match until == ready() {
-            true => second_run(self.work, cluster).await,
-            false => Ok(()),
+        if until != ready() {
+            return Ok(());
+        }
+        second_run(self.work, cluster).await?;
+        match self.proof {
+            Some(proof) => proof.of(self.work, cluster, self.boot.logs).await,
+            None => Ok(()),
         }
     }
 }

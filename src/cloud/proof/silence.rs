@@ -3,11 +3,14 @@
 
 use super::outside::{Knock, Outside, knock};
 use crate::error::{Error, Kind, Result};
+use crate::wait::together;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 /// How often everything is tried in one window.
 pub const ROUNDS: u32 = 10;
+/// Between the beginnings of two rounds: an answer may take longer, the next try need not wait for it.
+const EVERY: Duration = Duration::from_secs(1);
 
 /// What answered in a window.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,8 +26,8 @@ pub struct Heard {
     pub why_unsent: Option<String>,
 }
 
-/// Pings `target` and knocks at its port 22, and pings `control`, all at once, `rounds` times.
-/// A silent round lasts `timeout`.
+/// Pings `target` and knocks at its port 22, and pings `control`, all at once, `rounds` times, one
+/// round a second. What is silent is listened to for `timeout` after each.
 pub async fn listen(
     outside: &dyn Outside,
     target: Ipv4Addr,
@@ -33,12 +36,15 @@ pub async fn listen(
     timeout: Duration,
 ) -> Heard {
     let mut heard = Heard { rounds, ..Heard::default() };
-    for _ in 0..rounds {
-        let (ping, knocked, controlled) = tokio::join!(
+    let round = |n| async move {
+        tokio::time::sleep(EVERY * n).await;
+        tokio::join!(
             outside.ping(target, timeout),
             knock(outside, SocketAddrV4::new(target, 22), timeout),
             outside.ping(control, timeout),
-        );
+        )
+    };
+    for (ping, knocked, controlled) in together((0..rounds).map(round)).await {
         heard.pings += u32::from(matches!(ping, Ok(Some(_))));
         if let Err(e) = ping {
             heard.unsent += 1;

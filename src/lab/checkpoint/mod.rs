@@ -15,7 +15,6 @@ mod manifest;
 mod platform;
 mod restore;
 mod save;
-mod together;
 
 pub use fingerprint::Fingerprint;
 pub use folder::sweep;

@@ -3,7 +3,6 @@
 use super::folder::link;
 use super::manifest::{self, Manifest, NodeRecord, Notes};
 use super::platform::{Platform, hardware};
-use super::together::together;
 use crate::error::{Error, Result};
 use crate::lab::LabOptions;
 use crate::lab::agent::Agent;
@@ -12,7 +11,7 @@ use crate::lab::disk::{Chain, layer_name, read_header};
 use crate::lab::keys::SshKey;
 use crate::lab::spec::{LabSpec, NodeSpec};
 use crate::secret::{Redactor, Secret};
-use crate::wait::Patience;
+use crate::wait::{Patience, together};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

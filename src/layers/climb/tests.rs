@@ -72,9 +72,9 @@ impl Site for Fake {
     }
 }
 
-const NAMES: [&str; 5] = ["booted", "keystone", "nova", "neutron", "ready"];
+const NAMES: [&str; 4] = ["booted", "keystone", "nova", "ready"];
 
-/// The rungs of a cloud in which `values` are the inputs of the stages; `neutron` is passed over.
+/// The rungs of a cloud in which `values` are the inputs of the stages.
 fn rungs(values: [u32; 4]) -> Vec<Rung> {
     let mut all = Inputs::default();
     let mut before: Option<Key> = None;
@@ -87,8 +87,7 @@ fn rungs(values: [u32; 4]) -> Vec<Rung> {
         let key = own.key(name, before.as_ref());
         all.extend(own);
         before = Some(key.clone());
-        let (stage, passed_over) = (Stage { rank, name }, name == "neutron");
-        rungs.push(Rung { stage, key, inputs: all.clone(), passed_over });
+        rungs.push(Rung { stage: Stage { rank, name }, key, inputs: all.clone() });
     }
     rungs
 }

@@ -6,7 +6,7 @@ fn rung(name: &'static str) -> Rung {
     let mut inputs = Inputs::default();
     inputs.set("QEMU", "10.0.2");
     let key = inputs.key(name, None);
-    Rung { stage: Stage { rank: 1, name }, key, inputs, passed_over: false }
+    Rung { stage: Stage { rank: 1, name }, key, inputs }
 }
 
 async fn made(layers: &Layers, rung: &Rung) -> Made {

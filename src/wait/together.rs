@@ -1,4 +1,4 @@
-//! Several things at once that borrow from the lab.
+//! Several things at once that borrow from where they are waited for.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -6,7 +6,7 @@ use std::task::Poll;
 
 /// Runs all to their ends, failed or not, and gives their outcomes in their order. Every one has
 /// begun before any is waited for. For a handful: each wake looks at all of them.
-pub(super) async fn together<F: Future>(all: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+pub async fn together<F: Future>(all: impl IntoIterator<Item = F>) -> Vec<F::Output> {
     let mut running: Vec<One<F>> = all.into_iter().map(|f| One::Running(Box::pin(f))).collect();
     poll_fn(|cx| {
         let mut pending = false;

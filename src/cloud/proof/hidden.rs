@@ -2,9 +2,11 @@
 //! the wire, where one that is known is found in the same window.
 
 use super::outside::{Outside, Wire};
+use super::silence::EVERY;
 use crate::error::{Error, Kind, Result};
 use crate::lab::outside::Neighbour;
 use crate::lab::wire::{Frame, Operation};
+use crate::wait::together;
 use bytes::Bytes;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -96,8 +98,8 @@ impl Watch {
     }
 }
 
-/// Asks who has `target` and who has `control`, and pings both, all at once, `rounds` times. A
-/// round in which the target is unknown lasts `timeout`.
+/// Asks who has `target` and who has `control`, and pings both, all at once, `rounds` times, one
+/// round a second. An answer may take `timeout`.
 ///
 /// Nothing is sent to the target through the router: a router forwards what is sent to it, and that
 /// would prove the opposite of nothing.
@@ -113,13 +115,16 @@ pub async fn look(
     let mut seen = Seen { rounds, ..Seen::default() };
     let known = |n: Result<Neighbour>| u32::from(matches!(n, Ok(Neighbour::Known(_))));
     let mut no_way = None;
-    for _ in 0..rounds {
-        let (arp, ping, control_arp, control_ping) = tokio::join!(
+    let round = |n| async move {
+        tokio::time::sleep(EVERY * n).await;
+        tokio::join!(
             outside.who_has(target, timeout),
             outside.ping(target, timeout),
             outside.who_has(control, timeout),
             outside.ping(control, timeout),
-        );
+        )
+    };
+    for (arp, ping, control_arp, control_ping) in together((0..rounds).map(round)).await {
         seen.arp += known(arp);
         seen.control_arp += known(control_arp);
         seen.control_pings += u32::from(matches!(control_ping, Ok(Some(_))));

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// How often everything is tried in one window.
 pub const ROUNDS: u32 = 10;
 /// Between the beginnings of two rounds: an answer may take longer, the next try need not wait for it.
-const EVERY: Duration = Duration::from_secs(1);
+pub(super) const EVERY: Duration = Duration::from_secs(1);
 
 /// What answered in a window.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

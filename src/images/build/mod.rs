@@ -4,8 +4,8 @@
 //! What is built is keyed by all that makes it: the recipe, its files, the packages asked for, and
 //! the builder's own source. The mirror is not part of it: every mirror has the same packages.
 
-mod apt;
-mod cpio;
+pub mod apt;
+pub mod cpio;
 mod debian_node;
 mod elf;
 mod linux;

@@ -275,7 +275,8 @@ fn add(archive: &mut Archive, tree: &Path, dir: &Path) -> Result<()> {
     for path in found {
         if path.is_dir() {
             add(archive, tree, &path)?;
-        } else {
+        } else if path.exists() {
+            // Else a link to the configuration of a system that this is none of.
             archive.file(&name(&path)?, 0o644, &read(&path)?);
         }
     }

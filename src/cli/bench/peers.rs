@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io::{self, PipeWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe;
@@ -99,7 +99,7 @@ impl Race<'_> {
         if self.accel == Accel::Tcg {
             command.arg("--disable-kvm");
         }
-        command.stderr(Stdio::null());
+        command.stderr(errors(dir)?);
         let start = Instant::now();
         let mut talk = Talk::start(command, dir).await?;
         talk.hear(self.patience, "virtme-ng's first command", |l| l.contains(ANSWER)).await?;
@@ -141,8 +141,7 @@ impl Race<'_> {
             command.arg("--qemu-options=-cpu max");
         }
         command.arg(&disk);
-        let log = File::create(dir.join("errors")).doing(Kind::Host, || "a log".into())?;
-        command.stderr(log);
+        command.stderr(errors(dir)?);
 
         let start = Instant::now();
         let mut talk = Talk::start(command, dir).await?;
@@ -209,6 +208,11 @@ fn bound(program: &Path, more: &[String], refused: Option<&str>) -> String {
     let more = quote::words(more);
     text.push_str(&format!("exec setpriv --pdeathsig KILL -- {program} \"$@\" {more}\n"));
     text
+}
+
+/// Where a peer may complain; see [`Talk::hear`].
+fn errors(dir: &Path) -> Result<File> {
+    File::create(dir.join("errors")).doing(Kind::Host, || "no file for what a peer says".into())
 }
 
 fn script(path: &Path, text: &str) -> Result<()> {

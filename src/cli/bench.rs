@@ -1,5 +1,8 @@
 //! `stackproof bench`: numbers beside their peers, as a table and as JSON.
 
+mod boot;
+mod guests;
+mod peers;
 mod race;
 mod restore;
 mod switch;
@@ -104,7 +107,12 @@ async fn measure(work: Work, args: Bench) -> Result<Results> {
         .await?;
     let (frames, mut not_run) = work.events.phase("switch", switch::measure(&work)).await?;
     results.extend(frames);
+    let mut judged = None;
     if !args.no_boot {
+        let (boots, missing) = work.events.phase("boot", boot::measure(&work)).await?;
+        results.extend(boots);
+        not_run.extend(missing);
+        work.learn(|facts| judged = facts.accelerator.clone());
         let (restored, absent) = work.events.phase("restore", restore::measure(&work)).await?;
         results.extend(restored);
         not_run.extend(absent);
@@ -112,7 +120,7 @@ async fn measure(work: Work, args: Bench) -> Result<Results> {
     if let Some(e2e) = &e2e {
         results.extend(of_e2e(e2e));
     }
-    Ok(Results { machine: machine(accelerator), results, not_run })
+    Ok(Results { machine: machine(judged.or(accelerator)), results, not_run })
 }
 
 /// The last run's JSON, if there is one.

@@ -81,7 +81,7 @@ pub fn built(work: &Work, store: &Store, manifest: &Manifest) -> Result<Option<B
     builder(work, store).built(manifest, &super::e2e::packages(&manifest.name))
 }
 
-fn builder(work: &Work, store: &Store) -> Builder {
+pub fn builder(work: &Work, store: &Store) -> Builder {
     let mirrors = work.env.mirrors().or_else(|| Mirrors::of_apt(Path::new("/etc/apt")));
     let (store, logs) = (store.clone(), work.env.store.join("logs"));
     Builder { store, mirrors, logs, patience: work.patience() }

@@ -28,7 +28,7 @@ use tokio::task::{AbortHandle, JoinSet};
 const BOOTS: Duration = Duration::from_secs(60);
 
 /// Between two tries of the SSH port.
-const TRY_EVERY: Duration = Duration::from_millis(250);
+const TRY_EVERY: Duration = Duration::from_millis(100);
 
 /// One try: a booting node does not answer ARP, and costs a fresh question each time.
 const ONE_TRY: Duration = Duration::from_secs(3);

@@ -5,8 +5,8 @@
 //! the sources that build it (this one dispatches, and shapes nothing). The mirror is not part of it:
 //! every mirror has the same packages.
 
-mod apt;
-mod cpio;
+pub mod apt;
+pub mod cpio;
 mod debian_node;
 mod elf;
 mod linux;

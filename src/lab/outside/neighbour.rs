@@ -18,12 +18,15 @@ const FRESH: Duration = Duration::from_secs(15);
 /// Time between two requests for the same address.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
 
+/// The same while it is not known: a booting machine is spoken to soon after its NIC is up.
+const ASK_SOON: Duration = Duration::from_millis(250);
+
 /// After so many unanswered requests the address counts as unknown.
 const PATIENCE: u32 = 3;
 
 /// After so many the packets that wait for it are given up. Long, since a machine under emulation
 /// may be silent for tens of seconds.
-const GIVE_UP: u32 = 60;
+const GIVE_UP: u32 = 240;
 
 /// Packets that wait for one address; the oldest goes first, as in Linux.
 const WAITING: usize = 64;
@@ -95,7 +98,7 @@ impl Neighbours {
         }
     }
 
-    /// Asks for an address, at most every [`ASK_AGAIN`].
+    /// Asks for an address, at most every [`ASK_AGAIN`], or [`ASK_SOON`] where it is not known.
     pub fn ask(&mut self, now: Instant, who: Ipv4Addr, out: &mut VecDeque<Bytes>) {
         self.entries.entry(who).or_default().ask(now, self.mac, self.address, who, out);
     }
@@ -139,7 +142,7 @@ impl Neighbours {
     /// When [`Neighbours::tick`] has something to do.
     pub fn due(&self) -> Option<Instant> {
         let waiting = self.entries.values().filter(|e| !e.waiting.is_empty());
-        waiting.filter_map(|e| e.asked).min().map(|at| at + ASK_AGAIN)
+        waiting.filter_map(|e| Some(e.asked? + e.again())).min()
     }
 
     /// Asks again for the addresses that packets wait for.
@@ -155,6 +158,10 @@ impl Neighbours {
 }
 
 impl Entry {
+    fn again(&self) -> Duration {
+        if self.mac.is_some() { ASK_AGAIN } else { ASK_SOON }
+    }
+
     fn ask(
         &mut self,
         now: Instant,
@@ -163,7 +170,7 @@ impl Entry {
         who: Ipv4Addr,
         out: &mut VecDeque<Bytes>,
     ) {
-        if self.asked.is_some_and(|at| now.duration_since(at) < ASK_AGAIN) {
+        if self.asked.is_some_and(|at| now.duration_since(at) < self.again()) {
             return;
         }
         if self.unanswered >= PATIENCE {
@@ -256,11 +263,12 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_that_waits_makes_it_ask_every_second_but_not_for_ever() {
+    fn a_packet_that_waits_makes_it_ask_soon_again_but_not_for_ever() {
         let mut b = Bench::new();
         b.send();
         let mut requests = b.went_out().0;
         while let Some(due) = b.table.due() {
+            assert_eq!(due - b.now, ASK_SOON);
             b.now = due;
             b.table.tick(b.now, &mut b.out);
             requests += b.went_out().0;

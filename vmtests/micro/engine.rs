@@ -159,10 +159,10 @@ async fn neighbour() -> Result<()> {
     let lab = bench.start(&["a", "b"]).await?;
     let engine = engine(&bench, &lab, &lab.nodes()[0])?;
     let plan = Arc::new(Plan { steps: vec![Step::new("endless", "a").with(Endless)] });
-    let death = lab.death();
+    let (death, never) = (lab.death(), Death::never());
     let apply = async { Ok(engine.apply(plan, &death).await) };
     let (out, begun) = tokio::join!(
-        bench.patience.within("the engine to give up", COMMAND, &Death::never(), apply),
+        bench.patience.within("the engine to give up", COMMAND, &never, apply),
         async {
             bench.event("a: endless work").await?;
             signal(lab.nodes()[1].vm.pid() as i32, rustix::process::Signal::KILL);

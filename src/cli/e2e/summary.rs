@@ -102,6 +102,18 @@ mod tests {
     }
 
     #[test]
+    fn a_warm_run_is_called_one_for_people_and_for_programs() {
+        let mut record = Record::default();
+        record.from_layer = Some("nova".into());
+        record.close(Duration::from_secs(1), None);
+        assert!(text(&record, None).contains(", warm (from the layer nova)\n"));
+        assert_eq!(serde_json::to_value(&record).unwrap()["from_layer"], "nova");
+        let cold = Record::default();
+        assert!(!text(&cold, None).contains("warm"));
+        assert!(serde_json::to_value(&cold).unwrap()["from_layer"].is_null());
+    }
+
+    #[test]
     fn waits_without_a_deadline_do_not_panic() {
         let mut record = Record::default();
         for what in ["a", "b"] {

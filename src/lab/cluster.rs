@@ -124,11 +124,7 @@ impl Lab {
         redactor: &Redactor,
     ) -> Result<Lab> {
         let lab = Lab::prepare(spec, images, options, patience, redactor).await?;
-        let slots = match options.accel {
-            Accel::Kvm => BootSlots::unlimited(),
-            Accel::Tcg => BootSlots::open(&options.slots)?,
-        };
-        lab.boot(&slots, patience).await?;
+        lab.boot(&boot_slots(options)?, patience).await?;
         Ok(lab)
     }
 
@@ -285,6 +281,47 @@ impl Lab {
         Ok(())
     }
 
+    /// Switches a dead node on again: on its disk as it was left, with the MAC addresses that it
+    /// had, and waits for its SSH server. All its cables are in.
+    pub async fn power_on_again(
+        &mut self,
+        name: &str,
+        options: &LabOptions,
+        patience: &Patience,
+        redactor: &Redactor,
+    ) -> Result<()> {
+        let at = self.nodes.iter().position(|n| n.name() == name);
+        let at = at.ok_or_else(|| Error::internal(format!("the lab has no node {name}")))?;
+        let old = &self.nodes[at];
+        // What only looks dead would write to the same disk.
+        old.vm.kill().await;
+        old.vm.unplug();
+        let dir = old.kit.disk.dir();
+        remove_sockets(dir).doing(Kind::Host, || format!("cannot clear {}", dir.display()))?;
+        let disk = Chain::new(dir, old.kit.disk.frozen());
+        let machine = self.spec.machine(&old.spec, &old.kit.image, &disk, options);
+        let (image, host_key) = (old.kit.image.clone(), old.kit.host_key.clone());
+        let kit = Kit { machine, image, host_key, disk };
+        let node =
+            self.power_on(&old.spec, kit, options, patience, redactor, Instant::now()).await?;
+        self.nodes[at] = node;
+        // The lab's death was that of the old machine.
+        self.watchers.end();
+        let (any, death) = Life::new();
+        (self.watchers.any, self.death) = (Arc::new(any), death);
+        for node in &self.nodes {
+            self.watchers.watch(node.vm.death());
+        }
+        let slots = boot_slots(options)?;
+        let node = &self.nodes[at];
+        let _slot = slots.take(name, &node.vm.death(), patience).await?;
+        node.vm.run().await?;
+        let leg = self.leg(&node.login.0).expect("the spec was checked");
+        let there = SocketAddrV4::new(node.login.1, SSH);
+        let spoke = ssh_banner(name, leg, there, &node.vm.death(), patience).await;
+        spoke.map_err(|e| self.explain_boot(name, e))
+    }
+
     fn explain_boot(&self, name: &str, error: Error) -> Error {
         let Some(node) = self.node(name) else { return error };
         error
@@ -391,6 +428,24 @@ fn leg(switch: &Switch, network: &NetworkSpec) -> Option<Leg> {
         leg.serve_ntp();
     }
     Some(leg)
+}
+
+fn boot_slots(options: &LabOptions) -> Result<BootSlots> {
+    match options.accel {
+        Accel::Kvm => Ok(BootSlots::unlimited()),
+        Accel::Tcg => BootSlots::open(&options.slots),
+    }
+}
+
+/// Those that a machine leaves in its directory: the next one makes its own.
+fn remove_sockets(dir: &Path) -> std::io::Result<()> {
+    for entry in dir.read_dir()? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "sock") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Waits until an SSH server has said its version.

@@ -224,6 +224,13 @@ impl Vm {
         self.qmp.call(&qapi_qmp::system_reset {}).await.map(drop).map_err(|e| self.explain(e))
     }
 
+    /// Takes what is left of a dead machine off its networks and its sockets, so that another can
+    /// have its ports.
+    pub(super) fn unplug(&self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+        self.nics.iter().for_each(|nic| lock(&nic.plug).port = None);
+    }
+
     /// Asks the guest to power off (ACPI) and waits until QEMU has ended. `nominal` is for the
     /// guest's shutdown on the reference machine.
     pub async fn power_down(&self, nominal: Duration) -> Result<ExitStatus> {

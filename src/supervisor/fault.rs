@@ -23,8 +23,12 @@ pub enum Fault {
     Thaw {
         node: String,
     },
-    /// Ends the machine as a power failure would; it does not come back.
+    /// Ends the machine as a power failure would.
     Kill {
+        node: String,
+    },
+    /// Switches a dead machine on again, on its disk as it was left.
+    PowerOn {
         node: String,
     },
     /// The reset button: power cut and on again.

@@ -411,7 +411,7 @@ impl Work<'_> {
         lab.node(name).ok_or_else(|| no_node(name, names.iter()))
     }
 
-    async fn fault(&self, fault: Fault) -> Result<Answer> {
+    async fn fault(self, fault: Fault) -> Result<Answer> {
         let alive = |node: &Node| match node.vm.death().cause() {
             Some(cause) => Err(Error::lab(format!("{} is dead: {cause}", node.name()))),
             None => Ok(()),
@@ -439,6 +439,7 @@ impl Work<'_> {
                 node.vm.kill().await;
                 Ok(Answer::Done)
             }
+            Fault::PowerOn { node } => self.power_on(&node).await,
             Fault::Reset { node } => {
                 let node = self.node(&node)?;
                 alive(node)?;
@@ -452,6 +453,24 @@ impl Work<'_> {
                 Ok(Answer::Done)
             }
         }
+    }
+
+    async fn power_on(self, name: &str) -> Result<Answer> {
+        let node = self.node(name)?;
+        if node.vm.death().cause().is_none() {
+            return Err(Error::input(format!("{name} is on"))
+                .hint(format!("`stackproof lab fault power-cut {name}` switches it off")));
+        }
+        let Running { lab, options, .. } = &mut *self.running;
+        self.shared.now().doing = Some(format!("switching {name} on"));
+        let out = lab.power_on_again(name, options, self.patience, &self.shared.redactor).await;
+        {
+            let mut now = self.shared.now();
+            now.frozen.remove(name);
+            now.cut.retain(|(node, _)| node != name);
+        }
+        self.renew();
+        out.map(|()| Answer::Done)
     }
 
     async fn fill(&self, node: &str, full: bool) -> Result<Answer> {

@@ -344,11 +344,19 @@ async fn faults(home: &Home) -> Result<()> {
     let full = home.verb(&["fault", "fill", "a"]).await?;
     assert!(text(&full.stderr).contains("in its memory"), "{}", text(&full.stderr));
     home.ok(&["fault", "free", "a"]).await?;
-    home.ok(&["fault", "kill", "b"]).await?;
+    home.ok(&["fault", "power-cut", "b"]).await?;
     let status = home.status().await?;
     let state = status["nodes"][1]["state"].as_str().unwrap_or_default();
     assert!(state.starts_with("dead"), "{status}");
     assert_eq!(status["nodes"][0]["state"], "up", "the other goes on: {status}");
+    home.ok(&["fault", "power-on", "b"]).await?;
+    let status = home.status().await?;
+    assert_eq!(status["nodes"][1]["state"], "up", "{status}");
+    assert_eq!(home.ok(&["exec", "b", "--", "hostname"]).await?, "b\n", "on the same address");
+    let twice = home.verb(&["fault", "power-on", "b"]).await?;
+    assert!(text(&twice.stderr).contains("b is on"), "{}", text(&twice.stderr));
+    // The lab is whole again: it can be saved.
+    home.ok(&["checkpoint", "after"]).await?;
     Ok(())
 }
 

@@ -227,8 +227,11 @@ pub enum Fault {
     Freeze { node: String },
     /// Let them go on
     Thaw { node: String },
-    /// End a node as a power failure would; it does not come back
-    Kill { node: String },
+    /// End a node as a power failure would
+    #[command(alias = "kill")]
+    PowerCut { node: String },
+    /// Switch a dead node on again, on its disk as it was left, and wait for its SSH server
+    PowerOn { node: String },
     /// Press a node's reset button
     Reset { node: String },
     /// Fill a node's disk up to the last byte, from within

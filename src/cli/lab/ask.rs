@@ -177,7 +177,8 @@ fn translate(asked: Asked) -> Result<Fault> {
         }
         Asked::Freeze { node } => Fault::Freeze { node },
         Asked::Thaw { node } => Fault::Thaw { node },
-        Asked::Kill { node } => Fault::Kill { node },
+        Asked::PowerCut { node } => Fault::Kill { node },
+        Asked::PowerOn { node } => Fault::PowerOn { node },
         Asked::Reset { node } => Fault::Reset { node },
         Asked::Fill { node } => Fault::Fill { node },
         Asked::Free { node } => Fault::Free { node },

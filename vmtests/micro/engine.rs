@@ -159,7 +159,7 @@ async fn neighbour() -> Result<()> {
     let lab = bench.start(&["a", "b"]).await?;
     let engine = engine(&bench, &lab, &lab.nodes()[0])?;
     let plan = Arc::new(Plan { steps: vec![Step::new("endless", "a").with(Endless)] });
-    let (death, never) = (lab.death(), Death::never());
+    let death = lab.death();
     let apply = async { Ok(engine.apply(plan, &death).await) };
     let never = Death::never();
     let (out, begun) = tokio::join!(

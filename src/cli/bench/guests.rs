@@ -31,7 +31,8 @@ const PEERS: &str = "bench-peers";
 const MODULES: [&str; 6] = ["netfs", "9pnet", "9pnet_virtio", "9p", "virtio_mmio", "overlay"];
 
 /// What autopkgtest expects in its guest beside busybox: Python for the helper that carries a
-/// command's input, and a `mktemp` with long options.
+/// command's input, a `mktemp` with long options, and a shell whose prompt is plain (busybox edits
+/// its lines). These are the libraries of the three.
 const LIBRARIES: [&str; 4] = ["libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1"];
 const LIBRARY_DIR: &str = "usr/lib/x86_64-linux-gnu";
 const LOADER: &str = "ld-linux-x86-64.so.2";
@@ -44,7 +45,7 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 for module in netfs 9pnet 9pnet_virtio 9p; do insmod /modules/$module.ko; done
 for tty in hvc1 ttyS1; do
-	setsid sh -c "while :; do sh -i </dev/$tty >/dev/$tty 2>&1; done" &
+	setsid sh -c "while :; do dash -i </dev/$tty >/dev/$tty 2>&1; done" &
 done
 echo "bench login: " >/dev/ttyS0
 while :; do sleep 3600; done
@@ -143,7 +144,7 @@ async fn build(
     let scratch = tempfile::tempdir_in(out).doing(Kind::Host, cannot)?;
     let apt = Apt::open(scratch.path(), mirrors, &suite.suite, &suite.architecture, &log).await?;
     let image = format!("linux-image-{release}");
-    apt.download(&[image.clone(), "coreutils".into()]).await.map_err(|e| {
+    apt.download(&[image.clone(), "coreutils".into(), "dash".into()]).await.map_err(|e| {
         e.hint(format!("the mirror may have left {image} behind: remove {OURS}-* of the store"))
     })?;
     apt.download_with_dependencies(&["busybox-static".into(), "python3-minimal".into()]).await?;
@@ -239,6 +240,7 @@ fn shell(tree: &Path, applets: &[&str], modules: &[(&str, PathBuf)]) -> Result<V
     for (from, to) in [
         ("usr/bin/busybox", "bin/busybox"),
         ("usr/bin/mktemp", "bin/mktemp"),
+        ("usr/bin/dash", "bin/dash"),
         ("usr/bin/python3", "usr/bin/python3"),
     ] {
         archive.file(to, 0o755, &read(&tree.join(from))?);

@@ -117,6 +117,22 @@ fn kvm_device() -> std::io::Result<()> {
     std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop)
 }
 
+/// The module of Linux that brings KVM to a guest under `accel`, if one does: QEMU emulates AMD's SVM
+/// with its nested paging, and not Intel's VMX; KVM shows guests what this host's module allows.
+pub fn nested(accel: Accel) -> Option<&'static str> {
+    match accel {
+        Accel::Tcg => Some("kvm_amd"),
+        Accel::Kvm => nested_kvm(Path::new("/sys/module")),
+    }
+}
+
+fn nested_kvm(modules: &Path) -> Option<&'static str> {
+    ["kvm_amd", "kvm_intel"].into_iter().find(|module| {
+        let allowed = std::fs::read_to_string(modules.join(module).join("parameters/nested"));
+        allowed.is_ok_and(|text| matches!(text.trim(), "1" | "Y"))
+    })
+}
+
 /// KVM where it is the faster, TCG where it works at all.
 fn conclude(kvm: Trial, tcg: Trial) -> Result<Judgement> {
     let (accel, work) = match (kvm.work(), tcg.work()) {
@@ -247,6 +263,23 @@ mod tests {
     }
     fn too_slow() -> Trial {
         Trial::TooSlow { limit: Duration::from_secs(1), stages_done: 1 }
+    }
+
+    #[test]
+    fn kvm_in_a_guest_is_told_by_the_module_that_allows_it() {
+        assert_eq!(nested(Accel::Tcg), Some("kvm_amd"));
+        let sys = tempfile::tempdir().unwrap();
+        assert_eq!(nested_kvm(sys.path()), None);
+        let intel = sys.path().join("kvm_intel/parameters");
+        std::fs::create_dir_all(&intel).unwrap();
+        for (text, allowed) in [("N\n", None), ("Y\n", Some("kvm_intel")), ("0\n", None)] {
+            std::fs::write(intel.join("nested"), text).unwrap();
+            assert_eq!(nested_kvm(sys.path()), allowed, "{text}");
+        }
+        let amd = sys.path().join("kvm_amd/parameters");
+        std::fs::create_dir_all(&amd).unwrap();
+        std::fs::write(amd.join("nested"), "1\n").unwrap();
+        assert_eq!(nested_kvm(sys.path()), Some("kvm_amd"));
     }
 
     #[test]

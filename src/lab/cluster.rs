@@ -334,6 +334,9 @@ impl Lab {
     pub fn spec(&self) -> &LabSpec {
         &self.spec
     }
+    pub fn accel(&self) -> Accel {
+        self.accel
+    }
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
@@ -416,7 +419,7 @@ impl LabSpec {
                 one(seed, DiskFormat::Raw, true),
             ],
             nics: node.nics.iter().map(nic).collect(),
-            incoming: false,
+            incoming: None,
             sandbox: options.hypervisor.sandbox,
         }
     }

@@ -40,10 +40,29 @@ pub struct Machine {
     /// In the order that the guest sees: the first is /dev/vda.
     pub disks: Vec<Disk>,
     pub nics: Vec<NicArgs>,
-    /// Waits for the memory of a machine that was saved instead of starting one anew.
-    pub incoming: bool,
+    /// Waits for a machine that was saved instead of starting one anew.
+    pub incoming: Option<Incoming>,
     /// Whether this QEMU was built with seccomp.
     pub sandbox: bool,
+}
+
+/// How the memory of a machine that was saved comes back.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Incoming {
+    /// With the state of its devices: all of it is read.
+    Read,
+    /// It is there already: the guest sees what is in the file, and what it writes is its own.
+    Mapped(MappedMemory),
+}
+
+/// A guest's memory in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MappedMemory {
+    pub file: PathBuf,
+    /// Of the first byte.
+    pub offset: u64,
+    /// What the file takes on its disk.
+    pub bytes: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -105,11 +124,7 @@ impl Machine {
         }
         args.opt("-smp", self.cpus.to_string());
         args.opt("-m", format!("{}M", self.memory / MIB));
-        // Private anonymous memory: huge pages without asking, and given back with the process.
-        args.json(
-            "-object",
-            json!({"qom-type": "memory-backend-ram", "id": "ram", "size": self.memory}),
-        );
+        args.json("-object", self.memory_backend());
         match &self.boot {
             Boot::Disk => {}
             Boot::Kernel { kernel, initrd, append } => {
@@ -165,10 +180,26 @@ impl Machine {
         args.json("-device", json!({"driver": "virtio-balloon-pci", "free-page-reporting": true}));
         // Tells the kernel that it was restored: two labs of one checkpoint draw other randomness.
         args.json("-device", json!({"driver": "vmgenid", "guid": "auto"}));
-        if self.incoming {
+        if self.incoming.is_some() {
             args.opt("-incoming", "defer");
         }
         args.0
+    }
+
+    /// Private memory, given back with the process.
+    fn memory_backend(&self) -> Value {
+        match &self.incoming {
+            // The file is never written: not even opened for it.
+            Some(Incoming::Mapped(MappedMemory { file, offset, .. })) => {
+                json!({"qom-type": "memory-backend-file", "id": "ram", "size": self.memory,
+                       "mem-path": file, "offset": offset, "share": false, "readonly": true,
+                       "rom": "off"})
+            }
+            // Anonymous: huge pages without asking.
+            Some(Incoming::Read) | None => {
+                json!({"qom-type": "memory-backend-ram", "id": "ram", "size": self.memory})
+            }
+        }
     }
 }
 

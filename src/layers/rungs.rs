@@ -35,7 +35,7 @@ mod tests {
     use crate::layers::lab::tests::{of, two_node};
     use crate::roles;
     use crate::roles::secrets::Secrets;
-    use crate::roles::topology::{Host, Login, NodeKey, Role, Topology};
+    use crate::roles::topology::{Host, Login, NodeKey, Role, Topology, Virtualization};
     use std::net::Ipv4Addr;
 
     /// The cloud of a lab that was booted with other keys each time.
@@ -56,6 +56,7 @@ mod tests {
                 host("openstack1", &[Role::Controller, Role::Network], 11, true),
                 host("openstack2", &[Role::Compute], 12, false),
             ],
+            virtualization: Virtualization::Qemu,
             ntp_upstream: Ipv4Addr::new(192, 168, 103, 1),
             ntp_allow: "192.168.0.0/16".into(),
             login: Login {

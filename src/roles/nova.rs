@@ -3,10 +3,10 @@
 
 use super::context::{Context, Follows, Keys, answers, keys, on, resources};
 use super::resources::{Cells, Conf, Heads, HostsMapped, Schema};
-use super::topology::{Host, Role};
+use super::topology::{Host, Role, Virtualization};
 use super::{glance, uwsgi};
 use crate::engine::plan::Step;
-use crate::engine::resources::Unit;
+use crate::engine::resources::{KernelModule, Unit};
 
 pub const PACKAGES: &[&str] = &[
     "nova-api",
@@ -155,37 +155,44 @@ fn on_compute(conf: Conf) -> Conf {
     )
 }
 
+fn instances(virtualization: &Virtualization) -> Keys {
+    match virtualization {
+        // The nodes of a lab have the same processor, so that nothing is lost by showing it whole;
+        // libvirt knows no model that is like QEMU's emulated one.
+        Virtualization::Kvm { .. } => {
+            keys!["virt_type" => "kvm", "cpu_mode" => "host-passthrough"]
+        }
+        Virtualization::Qemu => keys![
+            "virt_type" => "qemu",
+            "cpu_mode" => "custom",
+            "cpu_models" => "Nehalem",
+        ],
+    }
+}
+
 fn compute(cx: Context, host: &Host) -> Vec<Step> {
     let mut config = resources![
         // Read after nova.conf, so the packaged `virt_type = kvm` would win there.
         Conf { group: "root", mode: 0o644, ..Conf::new(COMPUTE_CONF, "nova") }
             .section("DEFAULT", keys!["compute_driver" => "libvirt.LibvirtDriver"])
-            // The nodes are virtual machines without vmx or svm.
-            .section(
-                "libvirt",
-                keys![
-                    "virt_type" => "qemu",
-                    "cpu_mode" => "custom",
-                    "cpu_models" => "Nehalem",
-                ],
-            )
+            .section("libvirt", instances(&cx.topology.virtualization))
     ];
     if !host.has(Role::Controller) {
         config.insert(0, Box::new(on_compute(common(cx, host))));
     }
+    let mut libvirt = resources![
+        Unit::new("virtlogd.socket"),
+        Unit::new("libvirtd.socket"),
+        Unit::new("libvirtd"),
+    ];
+    if let Virtualization::Kvm { module } = &cx.topology.virtualization {
+        // Before libvirt asks QEMU what it can.
+        libvirt.insert(0, Box::new(KernelModule::new(module)));
+    }
     let controller = cx.controller();
     vec![
         cx.step("nova/config-compute", host, config).follows([on("base", host)]),
-        cx.step(
-            "libvirt",
-            host,
-            resources![
-                Unit::new("virtlogd.socket"),
-                Unit::new("libvirtd.socket"),
-                Unit::new("libvirtd"),
-            ],
-        )
-        .follows([on("base", host)]),
+        cx.step("libvirt", host, libvirt).follows([on("base", host)]),
         cx.step(
             "nova/compute",
             host,

@@ -57,10 +57,20 @@ impl Host {
     }
 }
 
+/// What runs the instances of a compute node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Virtualization {
+    /// KVM, which this module of the node's kernel brings.
+    Kvm { module: String },
+    /// QEMU translates their code.
+    Qemu,
+}
+
 #[derive(Clone, Debug)]
 pub struct Topology {
     pub region: String,
     pub hosts: Vec<Host>,
+    pub virtualization: Virtualization,
     /// The NTP server above the controller (S2.5 "upstream").
     pub ntp_upstream: Ipv4Addr,
     /// Networks whose clients the controller's chrony serves, as `address/prefix`.
@@ -141,6 +151,7 @@ pub(crate) mod tests {
                 host("openstack1", &[Role::Controller, Role::Network], 11, true),
                 host("openstack2", &[Role::Compute], 12, true),
             ],
+            virtualization: Virtualization::Kvm { module: "kvm_amd".into() },
             ntp_upstream: Ipv4Addr::new(192, 168, 103, 1),
             ntp_allow: "192.168.0.0/16".into(),
             login: Login {

@@ -6,7 +6,7 @@ use crate::engine::ssh;
 use crate::engine::transport::{Connector, Ssh, Stream};
 use crate::error::{Error, Result};
 use crate::lab::Lab;
-use crate::lab::checkpoint::SLIM;
+use crate::lab::checkpoint::{BLANK, SLIM};
 use crate::wait::{Patience, Speed};
 use std::net::SocketAddrV4;
 use std::sync::Arc;
@@ -75,6 +75,9 @@ fn reach_one(lab: &Lab, machine: &crate::lab::Node, speed: &Speed) -> Result<Nod
 /// machines.
 pub async fn slim(lab: &Lab, nodes: &[Node], patience: &Patience) -> Result<()> {
     on(nodes, |_| true, "give back what it does not need", SLIMMING, SLIM, patience).await?;
+    if lab.keeps_what_is_freed() {
+        return on(nodes, |_| true, "blank its free memory", SLIMMING, BLANK, patience).await;
+    }
     lab.settles(patience).await
 }
 

@@ -48,7 +48,8 @@ async fn act(work: Work, args: E2e) -> Result<()> {
     // What is wrong with the input is said before anything is installed, fetched or booted.
     let root = Root::find(&work.env)?;
     let spec = LabSpec::load(&root.lab(&args.lab, &work.env.cwd)?)?;
-    warm::symbolic_plan(&spec)?;
+    // Which accelerator it will be makes no difference to that.
+    warm::symbolic_plan(&spec, crate::lab::accel::Accel::Tcg)?;
     let manifests = load_dir(&root.images())?;
     let wanted = Wanted::of(&args, &manifests, &work.env.cwd)?;
     for node in &spec.nodes {

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::lab::spec::{LabSpec, NodeSpec};
-use crate::roles::topology::{Host, Login, Role, Topology};
+use crate::roles::topology::{Host, Login, Role, Topology, Virtualization};
 use std::net::Ipv4Addr;
 
 /// S2.5: what the notes allow; a lab elsewhere allows its own management network.
@@ -52,12 +52,14 @@ fn host(
     Ok(Host { name, roles, address, host_key, external_nic })
 }
 
-/// `login` is who the nodes were booted with, and its public keys; `host_key` gives the public host
-/// key that a node was booted with.
+/// `login` is who the nodes were booted with, and its public keys; `nested` is the module that brings
+/// KVM to the nodes, where it can (see [`crate::lab::accel::nested`]); `host_key` gives the public
+/// host key that a node was booted with.
 pub fn of(
     spec: &LabSpec,
     networks: &Networks,
     login: Login,
+    nested: Option<&str>,
     host_key: impl Fn(&str) -> String,
 ) -> Result<Topology> {
     let host = |node| host(node, networks, spec, &host_key);
@@ -68,6 +70,10 @@ pub fn of(
     let topology = Topology {
         region: "RegionOne".into(),
         hosts,
+        virtualization: match nested {
+            Some(module) => Virtualization::Kvm { module: module.into() },
+            None => Virtualization::Qemu,
+        },
         ntp_upstream: management.outside.expect("has a leg"),
         ntp_allow: if in_notes { allow.into() } else { management.subnet.to_string() },
         login,
@@ -105,7 +111,7 @@ mod tests {
             (networks.management.as_str(), networks.external.as_str()),
             ("management", "external")
         );
-        let topology = of(&spec, &networks, login(), host_key).unwrap();
+        let topology = of(&spec, &networks, login(), None, host_key).unwrap();
         assert_eq!(topology.controller().name, "openstack1");
         assert_eq!(topology.controller().external_nic.as_deref(), Some("external"));
         assert_eq!(topology.ntp_upstream, Ipv4Addr::new(192, 168, 103, 1));
@@ -120,7 +126,7 @@ mod tests {
             (networks.management.as_str(), networks.external.as_str()),
             ("inside", "outdoors")
         );
-        let topology = of(&spec, &networks, login(), host_key).unwrap();
+        let topology = of(&spec, &networks, login(), None, host_key).unwrap();
         assert_eq!(topology.controller().external_nic.as_deref(), Some("outdoors"));
     }
 
@@ -128,7 +134,7 @@ mod tests {
     fn a_role_that_does_not_exist_is_told_with_its_file_and_line() {
         let spec = lab(|text| text.replace("\"compute\"", "\"compute\", \"storage\""));
         let networks = Networks::of(&spec).unwrap();
-        let e = of(&spec, &networks, login(), host_key).unwrap_err();
+        let e = of(&spec, &networks, login(), None, host_key).unwrap_err();
         assert!(e.to_string().contains("storage"), "{e}");
         assert!(e.file().unwrap().1.is_some(), "{e}");
     }

@@ -7,7 +7,7 @@ use crate::cli::session::Work;
 use crate::engine::plan::{Plan, Stage};
 use crate::error::{Context, Error, Kind, Result};
 use crate::images::build::Built;
-use crate::lab::accel::Accel;
+use crate::lab::accel::{self, Accel};
 use crate::lab::checkpoint::Platform;
 use crate::lab::hypervisor::Hypervisor;
 use crate::lab::spec::LabSpec;
@@ -33,7 +33,7 @@ pub fn rungs_of(
     accel: Accel,
     images: &BTreeMap<String, BootImage>,
 ) -> Result<Vec<Rung>> {
-    let plan = symbolic_plan(spec)?;
+    let plan = symbolic_plan(spec, accel)?;
     let images: BTreeMap<&str, Image> = images
         .iter()
         .map(|(name, boot)| Ok((name.as_str(), image(boot)?)))
@@ -48,12 +48,13 @@ pub fn rungs_of(
 }
 
 /// The plan of a cloud on the lab `spec`, which refuses a lab that can carry none.
-pub fn symbolic_plan(spec: &LabSpec) -> Result<Plan> {
+pub fn symbolic_plan(spec: &LabSpec, accel: Accel) -> Result<Plan> {
     // Keys are no part of a plan that is symbolic.
     let none = NodeKey { private: Secret::new(""), public: String::new() };
     let user = crate::lab::seed::LOGIN.into();
     let login = Login { user, authorized_keys: Vec::new(), node_key: none };
-    let topology = topology::of(spec, &Networks::of(spec)?, login, |_| String::new())?;
+    let nested = accel::nested(accel);
+    let topology = topology::of(spec, &Networks::of(spec)?, login, nested, |_| String::new())?;
     roles::symbolic_plan(&topology)
 }
 

@@ -28,6 +28,7 @@ impl ConsoleStyle {
 const FATAL: &[(&str, &str)] = &[
     ("Kernel panic", "the guest's kernel panicked"),
     ("No bootable device", "the firmware found nothing to boot: the image is no disk image"),
+    ("the disk cannot be read", "the boot loader's read of the disk failed"),
     ("not a bootable disk", "the firmware found nothing to boot: the image is no disk image"),
     ("grub rescue>", "the boot loader cannot find its files"),
     ("does not support x86-64-v", "the guest needs a newer CPU model than nova gives it"),

@@ -12,6 +12,7 @@
 mod fingerprint;
 mod folder;
 mod manifest;
+mod mapped;
 mod platform;
 mod restore;
 mod save;
@@ -27,6 +28,18 @@ pub use save::After;
 /// given back. Memory that was freed leaves the machine a few seconds later by itself.
 pub const SLIM: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; \
                         if command -v fstrim >/dev/null; then fstrim -a || :; fi";
+
+/// The same for the nodes of a lab that was restored ([`Lab::keeps_what_is_freed`]), after [`SLIM`]:
+/// their free memory is filled with zeros, which take no room, but for a part that they may need
+/// meanwhile.
+///
+/// [`Lab::keeps_what_is_freed`]: super::Lab::keeps_what_is_freed
+pub const BLANK: &str = "\
+d=/run/stackproof-blank; m=$(sed -n 's/^MemFree: *\\([0-9]*\\) kB$/\\1/p' /proc/meminfo)
+m=$((m * 9 / 10 - 65536)); [ $m -gt 0 ] || exit 0
+mkdir -p $d && mount -t tmpfs -o size=${m}k,mode=700 blank $d || exit
+dd if=/dev/zero of=$d/zeros bs=1M 2>/dev/null
+umount $d && rmdir $d";
 
 #[cfg(test)]
 mod tests;

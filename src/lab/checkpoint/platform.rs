@@ -127,7 +127,7 @@ impl LabSpec {
 /// Names all that a guest sees of its machine: the hash of QEMU's arguments without the names of
 /// files. A stackproof that builds its machines in another way has another one.
 pub fn hardware(machine: &Machine) -> String {
-    let mut canonical = Machine { sandbox: false, incoming: false, ..machine.clone() };
+    let mut canonical = Machine { sandbox: false, incoming: None, ..machine.clone() };
     for (i, disk) in canonical.disks.iter_mut().enumerate() {
         disk.file = format!("disk{i}").into();
     }
@@ -146,7 +146,7 @@ pub fn hardware(machine: &Machine) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::qemu::{Disk, DiskFormat};
+    use crate::lab::qemu::{Disk, DiskFormat, Incoming};
 
     fn platform() -> Platform {
         Platform {
@@ -207,10 +207,11 @@ mod tests {
                 read_only: false,
             }],
             nics: Vec::new(),
-            incoming: false,
+            incoming: None,
             sandbox: true,
         };
-        let mut moved = Machine { incoming: true, sandbox: false, ..machine.clone() };
+        let mut moved =
+            Machine { incoming: Some(Incoming::Read), sandbox: false, ..machine.clone() };
         moved.disks[0].file = "/run/2/disk.4.qcow2".into();
         assert_eq!(hardware(&machine), hardware(&moved));
         let more = Machine { memory: 256 << 20, ..machine.clone() };

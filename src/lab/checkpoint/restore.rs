@@ -2,13 +2,15 @@
 
 use super::folder::link;
 use super::manifest::{self, Manifest, NodeRecord, Notes};
+use super::mapped;
 use super::platform::{Platform, hardware};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::lab::LabOptions;
 use crate::lab::agent::Agent;
 use crate::lab::cluster::{Kit, Lab, Node, SEED};
 use crate::lab::disk::{Chain, layer_name, read_header};
 use crate::lab::keys::SshKey;
+use crate::lab::qemu::Incoming;
 use crate::lab::spec::{LabSpec, NodeSpec};
 use crate::secret::{Redactor, Secret};
 use crate::wait::{Patience, together};
@@ -17,6 +19,9 @@ use std::time::{Duration, Instant};
 
 /// A guest agent's answer: a process or two in the guest.
 const AGENT: Duration = Duration::from_secs(5);
+
+/// In a machine's directory while it is restored.
+const WITHOUT_PAGES: &str = "devices";
 
 /// A checkpoint on disk whose manifest was read. Nothing is started and nothing written by looking.
 #[derive(Clone, Debug)]
@@ -208,10 +213,19 @@ impl Lab {
         let host_key = saved.key(&Path::new(&record.name).join(manifest::HOST_KEY))?;
         let image = record.image.boot();
         let mut machine = self.spec.machine(spec, &image, &disk, options);
-        machine.incoming = true;
+        let (memory, devices) = (from.join(manifest::MEMORY), dir.join(WITHOUT_PAGES));
+        let mapped = mapped::split(&memory, machine.memory, &devices)?;
+        let load = if mapped.is_some() { &devices } else { &memory };
+        machine.incoming = Some(mapped.clone().map_or(Incoming::Read, Incoming::Mapped));
         let kit = Kit { machine, image, host_key, disk };
         let node = self.power_on(spec, kit, options, patience, redactor, start).await?;
-        node.vm.load_memory(&from.join(manifest::MEMORY)).await?;
+        node.vm.load_memory(load).await?;
+        if let Some(mapped) = mapped {
+            // QEMU has read it, and has the other one open, whatever becomes of its name.
+            std::fs::remove_file(load)
+                .doing(Kind::Host, || format!("cannot remove {}", load.display()))?;
+            mapped::read_ahead(mapped);
+        }
         Ok(node)
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::lab::cluster::{Lab, Node, SEED};
 use crate::lab::disk::{Chain, layer_name};
 use crate::lab::hypervisor::Hypervisor;
-use crate::lab::qemu::Machine;
+use crate::lab::qemu::{Incoming, Machine, MappedMemory};
 use crate::lab::spec::{Bytes, MIB};
 use crate::wait::{Patience, Poll, together};
 use std::os::unix::fs::PermissionsExt;
@@ -166,9 +166,16 @@ impl Lab {
         self.nodes.iter().map(|n| n.vm.resident()).sum()
     }
 
-    /// What a checkpoint would take now at most, in bytes: the memory that the machines hold.
+    /// What a checkpoint would take now at most, in bytes: the memory that the machines hold or see.
     pub fn checkpoint_size(&self) -> Result<u64> {
-        Ok(self.resident()? + SPARE)
+        let mapped = self.nodes.iter().filter_map(mapped).map(|m| m.bytes);
+        Ok(self.resident()? + mapped.sum::<u64>() + SPARE)
+    }
+
+    /// Whether memory that a guest has freed stays in its machine: what is seen of a file cannot be
+    /// given back, only be written over ([`super::BLANK`]).
+    pub fn keeps_what_is_freed(&self) -> bool {
+        self.nodes.iter().any(|n| mapped(n).is_some())
     }
 
     /// Refuses before anything is stopped when the disk cannot take the memory.
@@ -185,6 +192,13 @@ impl Lab {
                 .hint("free some space, or keep checkpoints on another disk"));
         }
         Ok(())
+    }
+}
+
+fn mapped(node: &Node) -> Option<&MappedMemory> {
+    match &node.kit.machine.incoming {
+        Some(Incoming::Mapped(memory)) => Some(memory),
+        Some(Incoming::Read) | None => None,
     }
 }
 

@@ -16,7 +16,7 @@ fn machine() -> Machine {
             Disk { file: "/r/seed.img".into(), format: DiskFormat::Raw, read_only: true },
         ],
         nics: vec![NicArgs { mac: "52:54:00:AB:00:01".parse().unwrap(), mtu: Some(1400) }],
-        incoming: false,
+        incoming: None,
         sandbox: true,
     }
 }
@@ -132,7 +132,7 @@ fn a_layer_lies_on_its_neighbour_by_name_and_is_opened_without_it() {
 
 #[test]
 fn a_machine_that_is_restored_waits_for_its_memory_and_is_otherwise_the_same() {
-    let (new, back) = (machine(), Machine { incoming: true, ..machine() });
+    let (new, back) = (machine(), Machine { incoming: Some(Incoming::Read), ..machine() });
     let mut arguments = new.arguments();
     arguments.extend(["-incoming".into(), "defer".into()]);
     assert_eq!(back.arguments(), arguments);

@@ -44,7 +44,7 @@ impl Bench {
                 boot: Boot::Firmware(firmware),
                 disks: Vec::new(),
                 nics: Vec::new(),
-                incoming: false,
+                incoming: None,
                 sandbox: self.hypervisor.sandbox,
             },
             dir,

@@ -145,11 +145,11 @@ impl Vm {
         Ok(devices.iter().any(|d| d.label == qemu::AGENT && d.frontend_open))
     }
 
-    /// The memory that the machine takes of the host now, in bytes.
+    /// The memory that is the machine's own, in bytes: not what it sees of a mapped file.
     pub fn resident(&self) -> Result<u64> {
         let file = format!("/proc/{}/status", self.pid());
         let text = std::fs::read_to_string(&file).unwrap_or_default();
-        let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let line = text.lines().find_map(|l| l.strip_prefix("RssAnon:"));
         let kib = line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
         let untold = || {
             Error::lab(format!("cannot read how much memory {} takes", self.name)).at(&file, None)

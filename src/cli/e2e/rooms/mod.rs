@@ -248,7 +248,8 @@ impl Cluster {
             let key = &self.lab.node(name).expect("a node of this spec").host_key;
             key.to_openssh().expect("a host key can be written")
         };
-        topology::of(spec, &self.networks()?, login, host_key)
+        let nested = accel::nested(self.lab.accel());
+        topology::of(spec, &self.networks()?, login, nested, host_key)
     }
 
     /// The lab's networks by what they carry, whatever they are called.

@@ -5,6 +5,7 @@ use super::base::PROFILE_LOCALE;
 use super::foundation::{ETCD_CLIENT, MEMCACHED_CONF};
 use super::topology::{Host, Role, Topology};
 use super::units;
+use crate::engine::resources::rabbit_user;
 
 /// One thing that must be seen on a node.
 #[derive(Clone, Debug)]
@@ -95,6 +96,12 @@ pub fn facts(topology: &Topology) -> Vec<Fact> {
     all.extend(of_controller(topology.controller()));
     all
 }
+
+/// `openstack`, and `openstack .* .* .*` for what it may configure, write and read.
+const RABBIT_USERS: &str = r#"U = [proplists:get_value(user, X) || X <- rabbit_auth_backend_internal:list_users()],
+P = [lists:join(<<" ">>, [proplists:get_value(K, X) || K <- [user, configure, write, read]])
+     || X <- rabbit_auth_backend_internal:list_vhost_permissions(<<"/">>)],
+{stackproof, iolist_to_binary(lists:join(<<";">>, U ++ P))}"#;
 
 fn fact(name: &str, host: &Host, shell: impl Into<String>, judge: Judge) -> Fact {
     let name = format!("{name} on {}", host.name);
@@ -247,7 +254,7 @@ fn of_controller(host: &Host) -> Vec<Fact> {
         fact(
             "S2.4 RabbitMQ",
             host,
-            "rabbitmqctl -q list_users | cut -f1; rabbitmqctl -q list_permissions -p / | tr '\\t' ' '",
+            rabbit_user::asked(RABBIT_USERS),
             Judge::Lines(vec!["openstack".into(), "openstack .* .* .*".into()]),
         ),
         fact(

@@ -60,16 +60,21 @@ pub const STORY: &[Step] = story! {
     "S3.3 key pair" after ["S4.5 projects and users"] => people::key_pair;
     "S3.2 network and subnet" after
         ["S4.8 network agents alive", "S4.5 projects and users"] => network::internal;
-    "S3.4 router answers outside" after
-        ["S3.1 provider network public", "S3.2 network and subnet"] => network::router;
+    "S3.4 router and gateway accepted" after
+        ["S3.1 provider network public", "S3.2 network and subnet"] => network::router_made;
     "S4.9 security group without ingress" after
         ["S4.5 projects and users"] => network::group;
 
     // The instance.
-    "S3.3 server active on its host" after [
+    "S3.3 server accepted" after [
         "S4.8 compute services up", "S4.3 flavors are the administrator's", "S4.7 private image",
-        "S3.3 key pair", "S3.4 router answers outside", "S4.9 security group without ingress",
-    ] => instance::active;
+        "S3.3 key pair", "S3.4 router and gateway accepted", "S4.9 security group without ingress",
+    ] => instance::accepted;
+    // Meanwhile.
+    "S3.4 router answers outside" after
+        ["S3.4 router and gateway accepted"] => network::router;
+    "S3.3 server active on its host" after
+        ["S3.3 server accepted", "S3.4 router answers outside"] => instance::active;
     "S4.8 ports bound and active" after ["S3.3 server active on its host"] => instance::ports;
     "S3.6 namespaces of router and DHCP" after
         ["S4.8 ports bound and active"] => namespace::router_and_dhcp;

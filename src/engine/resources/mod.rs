@@ -46,7 +46,7 @@ mod masked;
 mod mysql;
 mod ovs_bridge;
 mod package;
-mod rabbit_user;
+pub mod rabbit_user;
 mod symlink;
 mod sysctl;
 mod target;

@@ -47,6 +47,15 @@ const EVAL: &str = r#"evaluate() {
 }
 "#;
 
+/// Has the broker evaluate an expression without secrets whose value is `{stackproof, B}`, and prints
+/// the binary B, `;` being a line's end.
+pub fn asked(expression: &str) -> String {
+    format!(
+        "{EVAL}evaluate /dev/stdin <<'expression' | tr -d '\\n' | \
+         sed 's/.*{{stackproof, *<<\"//; s/\">>.*//' | tr ';' '\\n'\n{expression}.\nexpression\n"
+    )
+}
+
 impl Resource for RabbitUser {
     fn id(&self) -> String {
         format!("rabbit user {}", self.name)

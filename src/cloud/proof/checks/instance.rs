@@ -13,8 +13,9 @@ use crate::wait::Poll;
 use serde_json::json;
 use tokio::time::Instant;
 
-pub async fn active(c: &mut Context) -> Result<Finding> {
-    let (member, admin) = (c.member()?.clone(), c.admin()?.clone());
+/// Asks for it.
+pub async fn accepted(c: &mut Context) -> Result<Finding> {
+    let member = c.member()?.clone();
     // A script, because that is the only user-data CirrOS takes; it does nothing.
     let user_data = base64(format!("#!/bin/sh\n# nonce {}\nexit 0\n", c.nonce).as_bytes());
     let id = Compute(&member)
@@ -31,7 +32,12 @@ pub async fn active(c: &mut Context) -> Result<Finding> {
         .await?;
     c.ledger.add(&member, "server", Service::Compute, format!("/servers/{id}"));
     c.server = Some(id.clone());
+    pass(format!("server {id}"))
+}
 
+pub async fn active(c: &mut Context) -> Result<Finding> {
+    let admin = c.admin()?.clone();
+    let id = c.server()?.to_owned();
     // The image is copied to the host first.
     let nominal = 40 + c.inputs.image.virtual_size / (100 << 20);
     let server = until_active(c, &admin, &id, "the server to be active", nominal).await?;

@@ -101,7 +101,7 @@ pub fn facts(topology: &Topology) -> Vec<Fact> {
 const RABBIT_USERS: &str = r#"U = [proplists:get_value(user, X) || X <- rabbit_auth_backend_internal:list_users()],
 P = [lists:join(<<" ">>, [proplists:get_value(K, X) || K <- [user, configure, write, read]])
      || X <- rabbit_auth_backend_internal:list_vhost_permissions(<<"/">>)],
-{stackproof, iolist_to_binary(lists:join(<<";">>, U ++ P))}"#;
+{stackproof, binary_to_list(iolist_to_binary(lists:join(<<";">>, U ++ P)))}"#;
 
 fn fact(name: &str, host: &Host, shell: impl Into<String>, judge: Judge) -> Fact {
     let name = format!("{name} on {}", host.name);

@@ -1,5 +1,6 @@
 //! A user of RabbitMQ.
 
+use crate::engine::quote;
 use crate::engine::resource::{Input, Resource, Script, Verdict};
 use crate::secret::Secret;
 
@@ -47,12 +48,13 @@ const EVAL: &str = r#"evaluate() {
 }
 "#;
 
-/// Has the broker evaluate an expression without secrets whose value is `{stackproof, B}`, and prints
-/// the binary B, `;` being a line's end.
+/// Has the broker evaluate an expression without secrets whose value is `{stackproof, "TEXT"}`, and
+/// prints the text, `;` being a line's end.
 pub fn asked(expression: &str) -> String {
     format!(
-        "{EVAL}evaluate /dev/stdin <<'expression' | tr -d '\\n' | \
-         sed 's/.*{{stackproof, *<<\"//; s/\">>.*//' | tr ';' '\\n'\n{expression}.\nexpression\n"
+        "{EVAL}printf '%s.\\n' {} | evaluate /dev/stdin | tr -d '\\n' | \
+         sed 's/.*{{stackproof, *\"//; s/\".*//' | tr ';' '\\n'",
+        quote::word(expression)
     )
 }
 

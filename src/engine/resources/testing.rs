@@ -2,7 +2,7 @@
 
 use crate::engine::batch::{self, OnFailure, Piece};
 use crate::engine::observe::{Sight, observe};
-use crate::engine::resource::{Resource, Verdict};
+use crate::engine::resource::{Resource, Script, Verdict};
 use crate::engine::transport::Local;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -62,6 +62,11 @@ impl Root {
     }
     pub async fn look(&self, resource: &dyn Resource) -> Sight {
         observe(&self.shell, &[resource], 5).await.unwrap().remove(0)
+    }
+    /// What a script of no resource does.
+    pub async fn run(&self, script: Script) -> Piece {
+        let pieces = batch::run(&self.shell, &[script], 10, OnFailure::GoOn).await.unwrap();
+        pieces.into_iter().next().unwrap()
     }
     pub async fn apply(&self, resource: &dyn Resource, seen: &str) -> Piece {
         let script = [resource.apply(seen)];

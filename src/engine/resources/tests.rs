@@ -2,7 +2,7 @@
 
 use super::testing::{me, root, roots};
 use super::*;
-use crate::engine::resource::Verdict;
+use crate::engine::resource::{Script, Verdict};
 use crate::secret::Secret;
 
 #[tokio::test]
@@ -393,6 +393,19 @@ fn the_password_hash_is_mariadbs() {
     let seen = "GRANT USAGE ON *.* TO `k`@`%` IDENTIFIED BY PASSWORD \
                 '*2470C0C06DEE42FD1618BB99005ADCA2EC9D1E19'\n";
     assert_eq!(account.judge(seen), Verdict::Same);
+}
+
+#[tokio::test]
+async fn what_a_broker_is_asked_reaches_it_whole_and_its_answer_comes_in_lines() {
+    for root in roots() {
+        root.fake(
+            "rabbitmqctl",
+            "cat >\"$ROOT/asked\"; printf '{ok, {stackproof,\\n \"a;a .*\"}}\\n'",
+        );
+        let ask = Script::new(rabbit_user::asked("{stackproof, \"it's\"}"));
+        assert_eq!(root.run(ask).await.text().trim(), "a\na .*");
+        assert_eq!(root.get("asked"), "{stackproof, \"it's\"}.\n");
+    }
 }
 
 #[tokio::test]

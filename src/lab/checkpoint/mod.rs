@@ -37,8 +37,8 @@ pub const SLIM: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; \
 pub const BLANK: &str = "\
 d=/run/stackproof-blank; m=$(sed -n 's/^MemFree: *\\([0-9]*\\) kB$/\\1/p' /proc/meminfo)
 m=$((m * 9 / 10 - 65536)); [ $m -gt 0 ] || exit 0
-mkdir -p $d && mount -t tmpfs -o size=${m}k,mode=700 blank $d || exit
-dd if=/dev/zero of=$d/zeros bs=1M 2>/dev/null
+mkdir -p $d && mount -t tmpfs -o size=${m}k,huge=always,mode=700 blank $d || exit
+dd if=/dev/zero of=$d/zeros bs=2M 2>/dev/null
 umount $d && rmdir $d";
 
 #[cfg(test)]

@@ -15,8 +15,9 @@ pub async fn restore(work: &Work, boot: &Boot<'_>, from: &Path) -> Result<Cluste
     let (options, patience) = (boot.options(work), work.patience());
     let restored = Lab::restore(from, &options, &patience, &work.redactor).await?;
     let secrets = Secrets::of_then(&restored.notes.0["secrets"]).map_err(|e| e.at(from, None))?;
-    let cluster = Cluster::new(restored.lab, secrets, boot.logs, work)?;
+    let mut cluster = Cluster::new(restored.lab, secrets, boot.logs, work)?;
     nodes::set_clocks(&cluster.nodes, &restored.unstepped, &patience).await?;
+    cluster.resync = nodes::resync(&cluster.nodes, &patience);
     Ok(cluster)
 }
 
@@ -39,6 +40,7 @@ impl Cluster {
     /// Saves the cluster as the folder `into`, which must not exist yet. It goes on.
     pub async fn checkpoint(&mut self, work: &Work, into: &Path) -> Result<()> {
         // A restored node would try to go on with our connections.
+        self.resync.stop().await;
         self.disconnect(work);
         // The cloud is for `lab up --restore`, whose user may know nothing of roles.
         let cloud = self.declare(work)?.cloud();
@@ -54,10 +56,12 @@ impl Cluster {
     }
 
     /// They stood still for as long as their memory took to be written.
-    async fn clocks(&self, work: &Work) -> Result<()> {
+    async fn clocks(&mut self, work: &Work) -> Result<()> {
         let patience = work.patience();
         let unstepped = self.lab.step_clocks(&patience).await?;
-        nodes::set_clocks(&self.nodes, &unstepped, &patience).await
+        nodes::set_clocks(&self.nodes, &unstepped, &patience).await?;
+        self.resync = nodes::resync(&self.nodes, &patience);
+        Ok(())
     }
 
     /// Waits for the first answer of a cloud that was restored. The agents' heartbeats are looked

@@ -7,7 +7,7 @@ use crate::engine::transport::{Connector, Ssh, Stream};
 use crate::error::{Error, Result};
 use crate::lab::Lab;
 use crate::lab::checkpoint::{BLANK, SLIM};
-use crate::wait::{Patience, Speed};
+use crate::wait::{Patience, Poll, Speed};
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -19,6 +19,25 @@ const CONNECTING: Duration = Duration::from_secs(10);
 const SLIMMING: Duration = Duration::from_secs(30);
 /// To set a clock, on the reference machine.
 const SETTING: Duration = Duration::from_secs(10);
+/// Until chrony follows its upstream again, on the reference machine. A node may have to wait for
+/// another one, which is its upstream.
+const RESYNCING: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Fails until chrony follows an upstream, which it is made to ask now: after its clock was stepped
+/// it starts anew, and may wait for many minutes before it asks by itself. One that has no upstream
+/// or does not run is left alone. It waits for as long as a burst takes.
+const RESYNC: &str = r#"
+command -v chronyc >/dev/null || exit 0
+sources=$(chronyc -n sources 2>/dev/null) || exit 0
+case $sources in
+*^\**) exit 0 ;;
+*^*) ;;
+*) exit 0 ;;
+esac
+chronyc burst 2/4 >/dev/null
+chronyc waitsync 8 0 0 1 >/dev/null
+"#;
 
 /// Room is taken without writing, which neither takes long nor fills the host's disk; only the last
 /// bytes are written. Where `/` is in memory (probe-guest) the node would die of it.
@@ -91,6 +110,42 @@ pub async fn set_clocks(nodes: &[Node], which: &[String], patience: &Patience) -
     on(nodes, these, "set its clock", SETTING, &set, patience).await
 }
 
+/// The nodes' time servers being asked anew, beside everything else. Given up when dropped.
+#[derive(Debug, Default)]
+pub struct Resync(JoinSet<()>);
+
+/// Has chrony on the nodes ask its upstream after their clocks were stepped. Nobody needs to wait for
+/// it: the clocks are right already.
+pub fn resync(nodes: &[Node], patience: &Patience) -> Resync {
+    let mut all = JoinSet::new();
+    for node in nodes {
+        let (node, patience) = (node.clone(), patience.clone());
+        all.spawn(async move {
+            let what = format!("{} to follow its time server", node.name);
+            let ask = || async {
+                match node.shell.script(format!("{{ {RESYNC}\n}}\n")).await {
+                    Ok(out) if out.status == 0 => Poll::Ready(()),
+                    Ok(_) => Poll::NotYet("chrony has no upstream that it trusts".into()),
+                    Err(e) => Poll::NotYet(e.to_string()),
+                }
+            };
+            let asked = patience.until(&what, RESYNCING, ASK_AGAIN, &node.death, ask).await;
+            // Of a death others tell.
+            if let (Err(e), None) = (asked, node.death.cause()) {
+                patience.events.warning(e.to_string());
+            }
+        });
+    }
+    Resync(all)
+}
+
+impl Resync {
+    /// Returns when nothing of it uses a connection any more.
+    pub async fn stop(&mut self) {
+        self.0.shutdown().await;
+    }
+}
+
 /// Fills the disk of one node up to the last byte, or gives the room back.
 pub async fn fill(nodes: &[Node], name: &str, full: bool, patience: &Patience) -> Result<()> {
     let (what, script) = match full {
@@ -124,4 +179,76 @@ async fn on(
         });
     }
     runs.join_all().await.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::transport::Local;
+    use crate::event::{Event, Events, Level};
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    /// A chronyc whose upstream is trusted from the `good`th burst on, and which notes what it is
+    /// told.
+    fn chronyc(sources: &str, good: usize) -> String {
+        format!(
+            r#"#!/bin/sh
+echo "$*" >>$ROOT/told
+asked=$(grep -c burst $ROOT/told)
+case "$*" in
+*sources) echo 'MS Name/IP address'; [ "$asked" -lt {good} ] && echo '{sources}' || echo '^* 10.0.0.1' ;;
+waitsync*) [ "$asked" -ge {good} ] ;;
+esac
+"#
+        )
+    }
+
+    async fn told(script: &str) -> (String, Vec<Event>) {
+        let root = tempfile::tempdir().unwrap();
+        let shell = Local::new(root.path()).unwrap();
+        put(&root.path().join("bin"), script);
+        let (events, mut seen) = Events::channel();
+        let node = Node::new("a", Family::Debian, Arc::new(shell));
+        let mut resync = resync(&[node], &Patience::new(Speed::new(1.0), events));
+        while resync.0.join_next().await.is_some() {}
+        let mut all = Vec::new();
+        while let Ok(stamped) = seen.try_recv() {
+            all.push(stamped.event);
+        }
+        (std::fs::read_to_string(root.path().join("told")).unwrap_or_default(), all)
+    }
+
+    fn is_warning(event: &Event) -> bool {
+        matches!(event, Event::Note { level: Level::Warning, .. })
+    }
+
+    fn put(bin: &Path, script: &str) {
+        std::fs::create_dir(bin).unwrap();
+        let file = bin.join("chronyc");
+        std::fs::write(&file, script).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn chrony_is_asked_until_it_follows_its_upstream() {
+        let (told, events) = told(&chronyc("^? 10.0.0.1", 2)).await;
+        assert_eq!(told.lines().filter(|l| l.contains("burst")).count(), 2, "{told}");
+        let [Event::Waited { ok: true, .. }] = events[..] else { panic!("{events:?}") };
+    }
+
+    #[tokio::test]
+    async fn who_follows_an_upstream_or_has_none_is_left_alone() {
+        for sources in ["^* 10.0.0.1", ""] {
+            let (told, events) = told(&chronyc(sources, 1)).await;
+            assert_eq!(told, "-n sources\n", "with `{sources}`");
+            assert!(!events.iter().any(is_warning), "{events:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_chrony_that_does_not_run_is_left_alone() {
+        let (_, events) = told("#!/bin/sh\necho 506 Cannot talk to daemon; exit 1\n").await;
+        assert!(!events.iter().any(is_warning), "{events:?}");
+    }
 }

@@ -5,6 +5,7 @@ use super::cloud::Cloud;
 use super::fault::Fault;
 use super::forward::{Forwards, Way};
 use super::handles::{Handles, Reach, Seen, no_node};
+use super::nodes::Resync;
 use super::place::{Claim, Place, SOCKET};
 use super::protocol::{Answer, Phase, Request};
 use super::proxy::Proxy;
@@ -44,6 +45,7 @@ pub struct Running {
     /// For restoring another in its place.
     pub options: LabOptions,
     pub cloud: Option<Cloud>,
+    pub resync: Resync,
     /// The command that ssh reaches a node's port through; see [`login::write`].
     pub proxy_command: String,
     /// Given back with the lab.
@@ -345,8 +347,8 @@ impl Work<'_> {
                     now.closed = true;
                 }
                 let notes = Cloud::notes(self.running.cloud.as_ref());
-                let out =
-                    seam::checkpoint(&mut self.running.lab, &into, notes, self.patience).await;
+                let Running { lab, resync, .. } = &mut *self.running;
+                let out = seam::checkpoint(lab, resync, &into, notes, self.patience).await;
                 self.renew();
                 out.map(|()| Answer::Done)
             }
@@ -381,9 +383,10 @@ impl Work<'_> {
         }
         let options = &self.running.options;
         let restored = seam::restore(from, options, self.patience, &self.shared.redactor).await;
-        let (lab, cloud) = restored.map_err(|e| e.while_doing(doing))?;
+        let (lab, cloud, resync) = restored.map_err(|e| e.while_doing(doing))?;
         self.running.lab = lab;
         self.running.cloud = cloud;
+        self.running.resync = resync;
         login::write(claim.place(), &self.running.lab, &self.running.proxy_command)?;
         {
             let mut now = self.shared.now();

@@ -2,7 +2,7 @@
 
 use super::cloud::Cloud;
 use super::fault::{Disturbance, Wire};
-use super::nodes;
+use super::nodes::{self, Resync};
 use crate::error::{Context, Error, Kind, Result};
 use crate::lab::admission::{self, Room};
 use crate::lab::checkpoint::{After, Checkpoint, Notes};
@@ -22,12 +22,15 @@ use tokio::net::UnixStream;
 /// `into` does not exist yet and holds secrets, as `notes` do. The lab goes on.
 pub async fn checkpoint(
     lab: &mut Lab,
+    resync: &mut Resync,
     into: &Path,
     notes: Value,
     patience: &Patience,
 ) -> Result<()> {
     // Said before a node that stands still is asked for anything.
     lab.none_frozen().await?;
+    // A restored node would try to go on with its connections.
+    resync.stop().await;
     if let Err(e) = slim(lab, patience).await {
         // It is larger then, and as good.
         patience.events.warning(format!("the checkpoint holds more than it needs: {e}"));
@@ -35,7 +38,7 @@ pub async fn checkpoint(
     lab.checkpoint(into, Notes(notes), After::GoOn, patience).await?;
     // They stood still for as long as their memory took to be written.
     let unstepped = lab.step_clocks(patience).await;
-    set_clocks(lab, unstepped, patience).await;
+    *resync = set_clocks(lab, unstepped, patience).await;
     Ok(())
 }
 
@@ -44,16 +47,20 @@ async fn slim(lab: &Lab, patience: &Patience) -> Result<()> {
     nodes::slim(lab, &reached, patience).await
 }
 
-/// The clocks that no guest agent has set. A lab with a wrong clock is told of and is a lab still.
-async fn set_clocks(lab: &Lab, unstepped: Result<Vec<String>>, patience: &Patience) {
+/// The clocks that no guest agent has set; then all are kept right by their time servers again. A lab
+/// with a wrong clock is told of and is a lab still.
+async fn set_clocks(lab: &Lab, unstepped: Result<Vec<String>>, patience: &Patience) -> Resync {
     let set = async {
         let unstepped = unstepped?;
         let reached = nodes::reach(lab, &patience.speed)?;
-        nodes::set_clocks(&reached, &unstepped, patience).await
+        nodes::set_clocks(&reached, &unstepped, patience).await?;
+        Ok::<_, Error>(nodes::resync(&reached, patience))
     };
-    if let Err(e) = set.await {
-        patience.events.warning(format!("a clock stood still with the lab and was not set: {e}"));
-    }
+    set.await.unwrap_or_else(|e| {
+        let message = format!("a clock stood still with the lab and was not set: {e}");
+        patience.events.warning(message);
+        Resync::default()
+    })
 }
 
 /// What lab a checkpoint is of.
@@ -85,25 +92,29 @@ pub fn replaces(from: &Path, here: &Lab, options: &LabOptions) -> Result<()> {
     admission::check(saved.spec(), room, here.dir())
 }
 
-/// The running lab, and its cloud where it has one, which has answered.
+/// The running lab, and its cloud where it has one, which has answered; what is still done on the
+/// nodes beside that.
 pub async fn restore(
     from: &Path,
     options: &LabOptions,
     patience: &Patience,
     redactor: &Redactor,
-) -> Result<(Lab, Option<Cloud>)> {
+) -> Result<(Lab, Option<Cloud>, Resync)> {
     let restored = Lab::restore(from, options, patience, redactor).await?;
     hide_strings(&restored.notes.0["secrets"], redactor);
-    set_clocks(&restored.lab, Ok(restored.unstepped), patience).await;
-    let cloud = Cloud::of_notes(&restored.notes.0);
-    if let Some(cloud) = &cloud {
+    let (lab, cloud) = (restored.lab, Cloud::of_notes(&restored.notes.0));
+    let clocks = async { set_clocks(&lab, lab.step_clocks(patience).await, patience).await };
+    let answer = async {
+        let Some(cloud) = &cloud else { return };
         cloud.hide_in(redactor);
         // The lab is there to look why, if it does not.
-        if let Err(e) = wakes(&restored.lab, cloud, patience, redactor).await {
+        if let Err(e) = wakes(&lab, cloud, patience, redactor).await {
             patience.events.warning(format!("the restored cloud does not answer: {e}"));
         }
-    }
-    Ok((restored.lab, cloud))
+    };
+    // Who answers too early is asked again.
+    let (resync, ()) = tokio::join!(clocks, answer);
+    Ok((lab, cloud, resync))
 }
 
 /// Waits for the first answer. The heartbeats take longer and are told when they are there.

@@ -116,7 +116,7 @@ async fn go_on() -> Result<()> {
     eprintln!("restored in {:?}", start.elapsed());
     assert_eq!(restored.notes, notes);
     let lab = restored.lab;
-    assert_eq!(restored.unstepped, ["a", "b"], "they have no agent");
+    assert_eq!(lab.step_clocks(&bench.patience).await?, ["a", "b"], "they have no agent");
     for (node, was) in lab.nodes().iter().zip(&selves) {
         assert_eq!(&ask(&bench, &lab, node, SELF).await?, was, "restored and not booted");
     }

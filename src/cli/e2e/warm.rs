@@ -145,10 +145,8 @@ impl Site for Ascent<'_> {
 
     async fn restore(&mut self, stage: Stage, checkpoint: &Path) -> Result<Cluster> {
         let restored = async {
-            let cluster = rooms::restore(self.work, &self.boot, checkpoint).await?;
-            if stage >= roles::Stage::Keystone.into() {
-                cluster.answers(self.work).await?;
-            }
+            let mut cluster = rooms::restore(self.work, &self.boot, checkpoint).await?;
+            cluster.wake(self.work, stage >= roles::Stage::Keystone.into()).await?;
             Ok::<_, Error>(cluster)
         };
         let cluster = self.work.events.phase("restore", restored).await?;

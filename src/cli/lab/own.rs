@@ -15,6 +15,7 @@ use crate::lab::LabOptions;
 use crate::lab::admission::Reservation;
 use crate::lab::spec::LabSpec;
 use crate::secret::Redactor;
+use crate::supervisor::nodes::Resync;
 use crate::supervisor::owner::Running;
 use crate::supervisor::protocol::Refusal;
 use crate::supervisor::starter::News;
@@ -156,8 +157,8 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
             owner.doing("restoring a checkpoint");
             let patience = work.patience();
             let restored = seam::restore(from, &options, &patience, &work.redactor);
-            let (lab, cloud) = work.events.phase("restore", restored).await?;
-            return Ok(Running { lab, options, cloud, proxy_command, room });
+            let (lab, cloud, resync) = work.events.phase("restore", restored).await?;
+            return Ok(Running { lab, options, cloud, resync, proxy_command, room });
         }
     };
     let manifests = load_dir(&root.images())?;
@@ -192,7 +193,8 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         work.events.info(format!("{changed} resources changed, {unchanged} as declared"));
         cloud = Some(declared.cloud());
     }
-    Ok(Running { lab: cluster.into_lab(), options, cloud, proxy_command, room })
+    let (lab, resync) = (cluster.into_lab(), Resync::default());
+    Ok(Running { lab, options, cloud, resync, proxy_command, room })
 }
 
 /// Room for the lab beside all others, held until its end.

@@ -31,15 +31,13 @@ pub struct Checkpoint {
     spec: LabSpec,
 }
 
-/// A lab that goes on where its checkpoint was made.
+/// A lab that goes on where its checkpoint was made. Its clocks are still those of the checkpoint:
+/// [`Lab::step_clocks`] is next, before anything is asked that looks at the time.
 #[derive(Debug)]
 pub struct Restored {
     pub lab: Lab,
     /// What the maker of the checkpoint noted.
     pub notes: Notes,
-    /// Nodes without a guest agent, whose clocks are still those of the checkpoint: set them by
-    /// other means before anything is asked of them that looks at the time.
-    pub unstepped: Vec<String>,
 }
 
 impl Checkpoint {
@@ -165,11 +163,10 @@ impl Lab {
         }
         let runs = together(lab.nodes.iter().map(|n| n.vm.run())).await;
         runs.into_iter().collect::<Result<Vec<()>>>()?;
-        let unstepped = lab.step_clocks(patience).await?;
         for node in &lab.nodes {
             patience.events.node(node.name(), "restored", 2, 2);
         }
-        Ok(Restored { lab, notes: saved.manifest.notes, unstepped })
+        Ok(Restored { lab, notes: saved.manifest.notes })
     }
 
     /// Sets the clocks of all nodes to ours, which they have lost while they stood still. Names the

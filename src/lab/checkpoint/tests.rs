@@ -95,7 +95,8 @@ async fn a_lab_goes_on_after_its_checkpoint_and_comes_back_from_it_twice_at_once
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!(saved.bench.processes(), 6, "three labs at once");
     assert_eq!((&one.notes, &two.notes), (&notes, &notes));
-    assert_eq!(one.unstepped, ["a", "b"], "nobody set their clocks: they have no agent");
+    let unstepped = one.lab.step_clocks(&patience(10.0)).await.unwrap();
+    assert_eq!(unstepped, ["a", "b"], "nobody set their clocks: they have no agent");
     assert_eq!(one.lab.node("a").unwrap().host_key.key_data(), host_key.key_data());
     assert_eq!(one.lab.login_key().public_line(), login);
     let mac = |lab: &Lab| lab.leg("management").unwrap().mac();

@@ -6,18 +6,16 @@ use crate::error::Result;
 use crate::lab::Lab;
 use crate::lab::checkpoint::{After, Notes};
 use crate::roles::secrets::Secrets;
-use crate::supervisor::nodes;
+use crate::supervisor::nodes::{self, Resync};
 use serde_json::json;
 use std::path::Path;
 
-/// A cluster as it stood, with the secrets that it had.
+/// A cluster as it stood, with the secrets that it had. [`Cluster::wake`] is next.
 pub async fn restore(work: &Work, boot: &Boot<'_>, from: &Path) -> Result<Cluster> {
     let (options, patience) = (boot.options(work), work.patience());
     let restored = Lab::restore(from, &options, &patience, &work.redactor).await?;
     let secrets = Secrets::of_then(&restored.notes.0["secrets"]).map_err(|e| e.at(from, None))?;
-    let cluster = Cluster::new(restored.lab, secrets, boot.logs, work)?;
-    nodes::set_clocks(&cluster.nodes, &restored.unstepped, &patience).await?;
-    Ok(cluster)
+    Cluster::new(restored.lab, secrets, boot.logs, work)
 }
 
 impl Cluster {
@@ -39,6 +37,7 @@ impl Cluster {
     /// Saves the cluster as the folder `into`, which must not exist yet. It goes on.
     pub async fn checkpoint(&mut self, work: &Work, into: &Path) -> Result<()> {
         // A restored node would try to go on with our connections.
+        self.resync.stop().await;
         self.disconnect(work);
         // The cloud is for `lab up --restore`, whose user may know nothing of roles.
         let cloud = self.declare(work)?.cloud();
@@ -47,22 +46,40 @@ impl Cluster {
         self.connect(work)?;
         saved?;
         // The checkpoint is good whatever the clocks are now.
-        if let Err(e) = self.clocks(work).await {
-            work.events.warning(format!("the nodes stood still while they were saved: {e}"));
+        match self.clocks(work).await {
+            Ok(resync) => self.resync = resync,
+            Err(e) => {
+                work.events.warning(format!("the nodes stood still while they were saved: {e}"));
+            }
         }
         Ok(())
     }
 
-    /// They stood still for as long as their memory took to be written.
-    async fn clocks(&self, work: &Work) -> Result<()> {
-        let patience = work.patience();
-        let unstepped = self.lab.step_clocks(&patience).await?;
-        nodes::set_clocks(&self.nodes, &unstepped, &patience).await
+    /// Tells a cluster that was restored what time it is, and waits for its first answer where it has
+    /// one to give.
+    pub async fn wake(&mut self, work: &Work, has_keystone: bool) -> Result<()> {
+        let answer = async {
+            match has_keystone {
+                true => self.answers(work).await,
+                false => Ok(()),
+            }
+        };
+        // Who answers too early is asked again.
+        let (resync, ()) = tokio::try_join!(self.clocks(work), answer)?;
+        self.resync = resync;
+        Ok(())
     }
 
-    /// Waits for the first answer of a cloud that was restored. The agents' heartbeats are looked
-    /// at by the proof.
-    pub async fn answers(&self, work: &Work) -> Result<()> {
+    /// They stood still for as long as their memory lay on the disk.
+    async fn clocks(&self, work: &Work) -> Result<Resync> {
+        let patience = work.patience();
+        let unstepped = self.lab.step_clocks(&patience).await?;
+        nodes::set_clocks(&self.nodes, &unstepped, &patience).await?;
+        Ok(nodes::resync(&self.nodes, &patience))
+    }
+
+    /// The first answer. The agents' heartbeats are looked at by the proof.
+    async fn answers(&self, work: &Work) -> Result<()> {
         let asleep = self.declare(work)?.cloud().asleep(&self.lab)?;
         asleep.token(&work.patience(), &work.redactor).await.map(drop)
     }

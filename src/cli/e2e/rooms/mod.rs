@@ -150,6 +150,7 @@ pub struct Cluster {
     secrets: Secrets,
     /// What the proof kept, for the evidence.
     kept: Mutex<Vec<Text>>,
+    resync: upkeep::Resync,
 }
 
 pub struct Boot<'a> {
@@ -213,8 +214,8 @@ impl Cluster {
         secrets.hide_in(&work.redactor);
         let journal = Journal::open(logs.join("engine.log"), work.redactor.clone())?;
         let engine = Engine::new(Vec::new(), work.patience(), journal.clone());
-        let (nodes, kept) = (Vec::new(), Mutex::default());
-        let mut cluster = Cluster { lab, nodes, engine, journal, secrets, kept };
+        let (nodes, kept, resync) = (Vec::new(), Mutex::default(), upkeep::Resync::default());
+        let mut cluster = Cluster { lab, nodes, engine, journal, secrets, kept, resync };
         cluster.connect(work)?;
         Ok(cluster)
     }

@@ -2,7 +2,7 @@
 
 use crate::error::Kind;
 use crate::lab::spec::Bytes;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 #[derive(Debug, Parser)]
@@ -200,6 +200,21 @@ pub struct Bench {
     /// Boot no machine
     #[arg(long)]
     pub no_boot: bool,
+    /// Measure nothing else, and show no e2e run; may be repeated
+    #[arg(long, value_name = "PART", conflicts_with = "no_boot")]
+    pub only: Vec<BenchPart>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchPart {
+    /// Of images
+    Hashing,
+    /// Frames between two endpoints
+    Switch,
+    /// From power on to a first command
+    Boot,
+    /// Of a cloud from its layer
+    Restore,
 }
 
 /// A number of bytes with its unit.

@@ -8,13 +8,16 @@ mod restore;
 mod switch;
 mod vde;
 
-use super::args::Bench;
+use super::args::{Bench, BenchPart};
+use super::e2e;
 use super::record::NotRun;
 use super::session::{Session, Work};
 use super::table::Table;
 use super::{finish, print, write};
 use crate::error::{Context, Kind, Result};
 use crate::images::digest::{self, Algorithm};
+use crate::lab::accel::Accel;
+use crate::lab::hypervisor::Hypervisor;
 use serde::Serialize;
 use serde_json::Value;
 use std::io::Write;
@@ -65,6 +68,12 @@ struct Machine {
     build: &'static str,
 }
 
+/// What machines are booted with.
+struct Host {
+    hypervisor: Hypervisor,
+    accel: Accel,
+}
+
 impl Number {
     fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Number {
         let value = rounded(value);
@@ -94,33 +103,53 @@ pub async fn run(session: Session, args: Bench) -> Result<ExitCode> {
 }
 
 async fn measure(work: Work, args: Bench) -> Result<Results> {
-    let e2e = last_e2e(&work.env.cwd.join(&args.e2e), &work);
+    let wanted = |part| args.only.is_empty() || args.only.contains(&part);
+    let e2e = match args.only.is_empty() {
+        true => last_e2e(&work.env.cwd.join(&args.e2e), &work),
+        false => None,
+    };
     let accelerator = e2e.as_ref().and_then(|e| Some(e["accelerator"].as_str()?.to_owned()));
-    let mut results = work
-        .events
-        .phase("hashing", async {
-            let mib = args.hash_mib;
-            tokio::task::spawn_blocking(move || hashing(mib))
-                .await
-                .doing(Kind::Internal, || "the measurement ended".into())?
-        })
-        .await?;
-    let (frames, mut not_run) = work.events.phase("switch", switch::measure(&work)).await?;
-    results.extend(frames);
-    let mut judged = None;
-    if !args.no_boot {
-        let (boots, missing) = work.events.phase("boot", boot::measure(&work)).await?;
-        results.extend(boots);
+    let (mut results, mut not_run) = (Vec::new(), Vec::new());
+    if wanted(BenchPart::Hashing) {
+        let mib = args.hash_mib;
+        let hashed = async {
+            let out = tokio::task::spawn_blocking(move || hashing(mib)).await;
+            out.doing(Kind::Internal, || "the measurement ended".into())?
+        };
+        results.extend(work.events.phase("hashing", hashed).await?);
+    }
+    if wanted(BenchPart::Switch) {
+        let (frames, missing) = work.events.phase("switch", switch::measure(&work)).await?;
+        results.extend(frames);
         not_run.extend(missing);
+    }
+    let mut judged = None;
+    let boots = [BenchPart::Boot, BenchPart::Restore];
+    if !args.no_boot && boots.into_iter().any(wanted) {
+        let host = work.events.phase("accelerator", host(&work)).await?;
         work.learn(|facts| judged = facts.accelerator.clone());
-        let (restored, absent) = work.events.phase("restore", restore::measure(&work)).await?;
-        results.extend(restored);
-        not_run.extend(absent);
+        if wanted(BenchPart::Boot) {
+            let (boots, missing) = work.events.phase("boot", boot::measure(&work, &host)).await?;
+            results.extend(boots);
+            not_run.extend(missing);
+        }
+        if wanted(BenchPart::Restore) {
+            let restore = restore::measure(&work, &host);
+            let (restored, absent) = work.events.phase("restore", restore).await?;
+            results.extend(restored);
+            not_run.extend(absent);
+        }
     }
     if let Some(e2e) = &e2e {
         results.extend(of_e2e(e2e));
     }
     Ok(Results { machine: machine(judged.or(accelerator)), results, not_run })
+}
+
+async fn host(work: &Work) -> Result<Host> {
+    let hypervisor = e2e::hypervisor().await?;
+    let accel = e2e::accelerator(work, &hypervisor).await?;
+    Ok(Host { hypervisor, accel })
 }
 
 /// The last run's JSON, if there is one.

@@ -3,7 +3,7 @@
 
 use super::guests::{self, Peers};
 use super::peers::{ANSWER, COMMAND, MEMORY, Peer, Race};
-use super::{Number, TRIES};
+use super::{Host, Number, TRIES};
 use crate::cli::record::NotRun;
 use crate::cli::root::Root;
 use crate::cli::session::Work;
@@ -22,20 +22,20 @@ use std::time::{Duration, Instant};
 
 const ROW: &str = "power on to first command";
 
+const NOT_BUILT: &str = "it is not built: `stackproof images build probe-guest`";
+
 /// The first command, from the connection to its answer, on the reference machine.
 const ANSWERS: Duration = Duration::from_secs(20);
 
 /// Rows, and what could not be compared.
-pub async fn measure(work: &Work) -> Result<(Vec<Number>, Vec<NotRun>)> {
+pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Vec<NotRun>)> {
     let store = Store::open(&work.env.store)?;
     let root = Root::find(&work.env)?;
-    let hypervisor = e2e::hypervisor().await?;
-    let accel = e2e::accelerator(work, &hypervisor).await?;
     let options = LabOptions {
         run_root: e2e::runs(&work.env.store),
         slots: e2e::runs(&work.env.store),
-        hypervisor,
-        accel,
+        hypervisor: host.hypervisor.clone(),
+        accel: host.accel,
         keep: false,
         logs: None,
     };
@@ -53,10 +53,9 @@ pub async fn measure(work: &Work) -> Result<(Vec<Number>, Vec<NotRun>)> {
             let row = format!("{ROW}, probe-guest");
             numbers.extend(tries.ours.map(|seconds| Number::new(row, seconds, "s")));
         }
-        None => not_run.push(NotRun {
-            name: format!("{ROW}, probe-guest"),
-            reason: "it is not built: `stackproof images build probe-guest`".into(),
-        }),
+        None => {
+            not_run.push(NotRun { name: format!("{ROW}, probe-guest"), reason: NOT_BUILT.into() })
+        }
     }
 
     // The mirror may be away: that costs the comparison and nothing else.

@@ -1,13 +1,13 @@
 //! A cloud restored, beside the reading of the same memory from the same files.
 
-use super::Number;
+use super::{Host, Number};
 use crate::cli::e2e;
+use crate::cli::lab;
 use crate::cli::record::NotRun;
 use crate::cli::session::Work;
 use crate::error::{Context, Kind, Result};
 use crate::lab::checkpoint::Checkpoint;
 use crate::lab::{Lab, LabOptions};
-use crate::layers::{Held, Layers};
 use rustix::fs::{Advice, SeekFrom, fadvise, seek};
 use std::fs::File;
 use std::io::{self, Read};
@@ -37,67 +37,55 @@ impl From {
 }
 
 /// Rows for the last used cloud, if there is one.
-pub async fn measure(work: &Work) -> Result<(Vec<Number>, Option<NotRun>)> {
-    let Some((held, lab)) = last_used(work)? else {
+pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Option<NotRun>)> {
+    let Some(layer) = lab::layer(work, STAGE, None)? else {
         let reason = format!("no layer {STAGE} is kept: run `make e2e`");
         return Ok((Vec::new(), Some(NotRun { name: "restore of a cloud".into(), reason })));
     };
-    let hypervisor = e2e::hypervisor().await?;
-    let accel = e2e::accelerator(work, &hypervisor).await?;
     let logs = tempfile::tempdir().doing(Kind::Host, || "a folder for consoles".into())?;
     let run_root = e2e::runs(&work.env.store);
     let logs = Some(logs.path().to_owned());
     let slots = run_root.clone();
+    let (hypervisor, accel) = (host.hypervisor.clone(), host.accel);
     let options = LabOptions { run_root, slots, hypervisor, accel, keep: false, logs };
-    let saved = Checkpoint::open(&held.checkpoint())?;
+    let saved = Checkpoint::open(&layer.dir)?;
     let _room = e2e::reserve(work, saved.spec(), true).await?;
     let files = saved.memories();
     let mut rows = Vec::new();
     for from in [From::Disk, From::PageCache] {
         let (mut restored, mut read, mut bytes) = (f64::MAX, f64::MAX, 0);
         for _ in 0..TRIES {
-            let (seconds, count) = prepared(&files, from, || read_all(&files)).await?;
+            let (seconds, count) = prepared(&files, from, || read_all(&files))?;
             (read, bytes) = (read.min(seconds), count);
-            restored = restored.min(restore(work, &held, &options, &files, from).await?);
+            restored = restored.min(restore(work, &layer.dir, &options, &files, from).await?);
         }
         let gib = bytes as f64 / f64::from(1 << 30);
         rows.push(
-            Number::new(format!("restore of {lab} {}", from.text()), restored, "s")
+            Number::new(format!("restore of {} {}", layer.lab, from.text()), restored, "s")
                 .beside(format!("reading its {gib:.1} GiB of memory"), read),
         );
     }
     Ok((rows, None))
 }
 
-fn last_used(work: &Work) -> Result<Option<(Held, String)>> {
-    let layers = Layers::open(&work.env.store)?;
-    for layer in layers.all()?.into_iter().filter(|l| l.about.stage == STAGE) {
-        if let Some(held) = layers.find(&layer.key)? {
-            return Ok(Some((held, layer.about.lab)));
-        }
-    }
-    Ok(None)
-}
-
 /// The seconds until all machines run with their clocks set.
 async fn restore(
     work: &Work,
-    held: &Held,
+    folder: &Path,
     options: &LabOptions,
     files: &[PathBuf],
     from: From,
 ) -> Result<f64> {
-    prepared(files, from, || Ok(())).await?;
+    prepared(files, from, || Ok(()))?;
     let start = Instant::now();
-    let folder = held.checkpoint();
-    let restored = Lab::restore(&folder, options, &work.patience(), &work.redactor).await?;
+    let restored = Lab::restore(folder, options, &work.patience(), &work.redactor).await?;
     let seconds = start.elapsed().as_secs_f64();
     restored.lab.stop().await?;
     Ok(seconds)
 }
 
 /// The files where they are wanted; then the seconds that `then` takes, and what it returns.
-async fn prepared<T: Send + 'static>(
+fn prepared<T>(
     files: &[PathBuf],
     from: From,
     then: impl Fn() -> io::Result<T>,

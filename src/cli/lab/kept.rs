@@ -53,18 +53,28 @@ pub fn find(work: &Work, name: &str, of: Option<&LabSpec>) -> Result<Kept> {
         let lab = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         return Ok(Kept { dir, text, lab, _held: None });
     }
-    let layers = Layers::open(&work.env.store)?;
-    let all = layers.all()?;
-    for layer in choose(&all, name, of.map(|of| of.name.as_str())) {
-        if let Some(held) = layers.find(&layer.key)? {
-            let (dir, lab) = (held.checkpoint(), layer.about.lab.clone());
-            return Ok(Kept { dir, text: describe(layer), lab, _held: Some(held) });
-        }
+    let lab = of.map(|of| of.name.as_str());
+    if let Some(kept) = layer(work, name, lab)? {
+        return Ok(kept);
     }
+    let all = Layers::open(&work.env.store)?.all()?;
     let whose = of.map_or(String::new(), |of| format!(" of lab {}", of.name));
     Err(Error::input(format!("there is no checkpoint {name}{whose}"))
         .at(dir, None)
         .hint(hint(work, &all)))
+}
+
+/// The last used layer of a stage, of one lab or of any.
+pub fn layer(work: &Work, stage: &str, lab: Option<&str>) -> Result<Option<Kept>> {
+    let layers = Layers::open(&work.env.store)?;
+    let all = layers.all()?;
+    for layer in choose(&all, stage, lab) {
+        if let Some(held) = layers.find(&layer.key)? {
+            let (dir, lab) = (held.checkpoint(), layer.about.lab.clone());
+            return Ok(Some(Kept { dir, text: describe(layer), lab, _held: Some(held) }));
+        }
+    }
+    Ok(None)
 }
 
 /// The layers of a stage, of one lab or of any, the last used first.

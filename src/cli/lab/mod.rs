@@ -17,7 +17,7 @@ use crate::error::Result;
 use args::{Lab, LabVerb};
 use std::process::ExitCode;
 
-pub use kept::checkpoints;
+pub use kept::{checkpoints, layer};
 
 pub async fn run(session: Session, lab: Lab) -> Result<ExitCode> {
     let name = lab.name;

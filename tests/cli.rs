@@ -1,10 +1,23 @@
 //! The program as a person meets it: help, exit codes, what is on standard output and what is not,
 //! and what a signal leaves behind.
 
-use std::io::Read;
-use std::net::TcpListener;
+#[path = "../vmtests/dice.rs"]
+mod dice;
+
+use dice::{Dice, watches_signals};
+use rustix::process::Signal;
+use sha2::{Digest, Sha256};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// For the end of a process of this host that does little.
+const ENDS: Duration = Duration::from_secs(60);
+/// So many moments are drawn.
+const DRAWS: usize = 8;
 
 /// A home of its own: no test reads or fills the user's store.
 struct Home(tempfile::TempDir);
@@ -30,13 +43,15 @@ impl Home {
     }
     /// A source tree with one pinned image that `url` promises.
     fn root(&self, url: &str) -> String {
+        self.root_with(url, &"0".repeat(64))
+    }
+    fn root_with(&self, url: &str, sha256: &str) -> String {
         let root = self.path().join("root");
         std::fs::create_dir_all(root.join("images")).unwrap();
         std::fs::create_dir_all(root.join("vmtests/labs")).unwrap();
         let manifest = format!(
             "name = \"slow\"\ndescription = \"an image that never comes\"\nuser = \"joe\"\n\
-             format = \"qcow2\"\n[pin]\nurl = \"{url}\"\nsha256 = \"{}\"\n",
-            "0".repeat(64)
+             format = \"qcow2\"\n[pin]\nurl = \"{url}\"\nsha256 = \"{sha256}\"\n"
         );
         std::fs::write(root.join("images/slow.toml"), manifest).unwrap();
         root.to_string_lossy().into_owned()
@@ -200,6 +215,190 @@ fn the_help_of_a_lab_teaches_how_to_leave_and_which_exit_code_counts() {
     assert!(help("exec").contains("exit code are its own"));
     let all = text(&home.run(&["lab", "--help"]).stdout);
     assert!(all.contains("lab exec") && !all.contains("ProxyCommand"), "{all}");
+}
+
+fn start(mut command: Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts")
+}
+
+fn send(child: &Child, signal: Signal) {
+    let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a pid");
+    rustix::process::kill_process(pid, signal).expect("it is not reaped");
+}
+
+/// What it said and how it ended, which it must do in time.
+fn ended(child: Child) -> Output {
+    let pid = child.id();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || tell.send(child.wait_with_output()));
+    let out = told.recv_timeout(ENDS);
+    out.unwrap_or_else(|_| panic!("process {pid} did not end within {ENDS:?}")).unwrap()
+}
+
+/// Waits for something that a process on its way must come to.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < ENDS, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Sends `signal` at a moment within `most` from where signals are watched for; it must have ended
+/// by itself, or because of that and say so. Tells when it was and whether it had ended before.
+fn interrupted(command: Command, signal: Signal, moment: Duration) -> (String, bool) {
+    let child = start(command);
+    until("signals to be watched for", || watches_signals(child.id().cast_signed()));
+    // The draw, not a wait for anything.
+    std::thread::sleep(moment);
+    send(&child, signal);
+    let out = ended(child);
+    let (when, err) = (format!("{signal:?} after {moment:?}"), text(&out.stderr));
+    assert!(!err.contains("panicked"), "{when}: {err}");
+    if !out.status.success() {
+        assert_eq!(out.status.code(), Some(130), "{when}: {err}");
+        assert!(err.contains("interrupted"), "{when}: {err}");
+    }
+    (when, out.status.success())
+}
+
+fn signal_of(draw: usize) -> Signal {
+    [Signal::INT, Signal::TERM, Signal::HUP][draw % 3]
+}
+
+/// The names of what is in a folder.
+fn entries(folder: &Path) -> Vec<String> {
+    let Ok(found) = folder.read_dir() else { return Vec::new() };
+    found.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Answers one request for `file` piece by piece, from where it is asked for.
+fn send_slowly(mut stream: TcpStream, file: &[u8]) -> std::io::Result<()> {
+    let mut from = 0;
+    for line in BufReader::new(stream.try_clone()?).lines() {
+        let line = line?.to_lowercase();
+        if let Some(range) = line.strip_prefix("range: bytes=") {
+            from = range.trim_end_matches('-').parse().expect("the first byte of a range");
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let (last, length) = (file.len() - 1, file.len() - from);
+    let status = match from {
+        0 => "200 OK".to_owned(),
+        _ => format!("206 Partial Content\r\nContent-Range: bytes {from}-{last}/{}", file.len()),
+    };
+    let head = format!("HTTP/1.1 {status}\r\nETag: \"x\"\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes())?;
+    for piece in file[from..].chunks(64 << 10) {
+        stream.write_all(piece)?;
+        // A slow line.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// At moments of the whole way from the connection over the bytes to their digest.
+#[test]
+fn a_signal_at_any_moment_of_a_download_keeps_the_store_right() {
+    let plain = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/images/qcow2/plain.qcow2");
+    let mut image = std::fs::read(plain).unwrap();
+    image.resize(2 << 20, 7);
+    let sha256: String = Sha256::digest(&image).iter().map(|b| format!("{b:02x}")).collect();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/x", server.local_addr().unwrap());
+    let served = image.clone();
+    std::thread::spawn(move || {
+        for stream in server.incoming().flatten() {
+            // Whoever is interrupted hangs up.
+            let _ = send_slowly(stream, &served);
+        }
+    });
+    let fetch = |home: &Home| {
+        let root = home.root_with(&url, &sha256);
+        home.command(&["images", "fetch", "slow", "--root", &root])
+    };
+    let whole = |home: &Home| {
+        let start = Instant::now();
+        let out = ended(self::start(fetch(home)));
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        let said = text(&out.stdout);
+        let file = said.split_whitespace().last().expect("a path");
+        assert!(std::fs::read(file).unwrap() == image, "{file} holds other bytes");
+        start.elapsed()
+    };
+    let (most, mut dice) = (whole(&Home::new()), Dice::new());
+    for draw in 0..DRAWS {
+        let home = Home::new();
+        let (when, _) = interrupted(fetch(&home), signal_of(draw), dice.moment(most));
+        let store = home.path().join("cache/stackproof");
+        assert_eq!(entries(&store.join("tmp")), [] as [String; 0], "{when}");
+        // Under its digest is nothing but the whole of it, and what came is no hindrance.
+        let root = home.root_with(&url, &sha256);
+        let out = home.run(&["images", "verify", "--root", &root]);
+        assert!(out.status.success(), "{when}: {}", text(&out.stderr));
+        whole(&home);
+    }
+}
+
+/// A tool is at work, which waits for a mirror that never answers.
+#[test]
+fn a_signal_at_any_moment_of_a_build_leaves_no_tool_and_no_folder() {
+    if !std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|dir| dir.join("apt-get").is_file())
+    {
+        eprintln!("not run: no apt-get on this host");
+        return;
+    }
+    let mirror = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/debian", mirror.local_addr().unwrap());
+    let (connected, connections) = mpsc::channel();
+    std::thread::spawn(move || {
+        // Held open as long as the receiver keeps them.
+        for stream in mirror.incoming().flatten() {
+            if connected.send(stream).is_err() {
+                return;
+            }
+        }
+    });
+    let home = Home::new();
+    let build = || {
+        let root = env!("CARGO_MANIFEST_DIR");
+        let arguments = ["images", "build", "probe-guest", "--root", root, "--debian-mirror", &url];
+        home.command(&arguments)
+    };
+    let (start, mut held, mut dice) = (Instant::now(), Vec::new(), Dice::new());
+    // The first is interrupted when its tool has asked: twice as long are the others' moments.
+    let child = self::start(build());
+    held.push(connections.recv_timeout(ENDS).expect("the mirror to be asked"));
+    let most = start.elapsed() * 2;
+    send(&child, Signal::INT);
+    assert_eq!(ended(child).status.code(), Some(130));
+    for draw in 0..DRAWS {
+        let (when, built) = interrupted(build(), signal_of(draw), dice.moment(most));
+        held.extend(connections.try_iter());
+        assert!(!built, "{when}: from nothing");
+        let store = home.path().join("cache/stackproof");
+        for folder in ["tmp", "derived"] {
+            assert_eq!(entries(&store.join(folder)), [] as [String; 0], "{when}: {folder}");
+        }
+        // Killed with it; the kernel needs a moment for those who are nobody's children.
+        until("the tools to be gone", || processes_of(home.path()).is_empty());
+    }
+}
+
+/// Processes that work in a folder, or were told of it.
+fn processes_of(folder: &Path) -> Vec<String> {
+    let folder = folder.as_os_str().as_encoded_bytes();
+    let told = |process: &std::fs::DirEntry| {
+        ["cmdline", "environ"].iter().any(|file| {
+            let text = std::fs::read(process.path().join(file)).unwrap_or_default();
+            text.windows(folder.len()).any(|part| part == folder)
+        })
+    };
+    let all = std::fs::read_dir("/proc").expect("/proc").flatten();
+    all.filter(told).map(|p| p.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// Both signals, while a server holds a download for ever.

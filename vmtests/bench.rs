@@ -1,6 +1,7 @@
 //! What the tests with small guests share: a lab of probe-guests in a folder of its own, ways to
 //! speak to them, and the proof that nothing is left.
 
+pub use crate::dice::Dice;
 use crate::registry;
 use stackproof::engine::inventory::{Family, Node as EngineNode};
 use stackproof::engine::ssh::{HostKey, Key};
@@ -234,28 +235,4 @@ pub fn entries(root: &Path) -> Vec<String> {
 pub fn signal(pid: i32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
     rustix::process::kill_process(pid, signal).expect("the process is there");
-}
-
-/// Draws that a printed seed repeats (`STACKPROOF_SEED=N`): splitmix64.
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new() -> Dice {
-        let given = std::env::var("STACKPROOF_SEED").ok().and_then(|s| s.parse().ok());
-        let seed = given.unwrap_or_else(|| {
-            use std::hash::{BuildHasher, RandomState};
-            RandomState::new().hash_one(0)
-        });
-        eprintln!("STACKPROOF_SEED={seed}");
-        Dice(seed)
-    }
-
-    /// Anywhere between nothing and `most`.
-    pub fn moment(&mut self, most: Duration) -> Duration {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        most.mul_f64(((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64)
-    }
 }

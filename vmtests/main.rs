@@ -6,6 +6,7 @@
 //! needs are not met is listed as ignored, never as passed; `--not-run` says why.
 
 mod bench;
+mod dice;
 mod micro;
 mod node;
 mod registry;

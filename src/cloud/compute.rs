@@ -55,6 +55,7 @@ impl Server {
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct ComputeService {
+    pub id: String,
     pub binary: String,
     pub host: String,
     /// `up` or `down`.
@@ -152,6 +153,17 @@ impl Compute<'_> {
 
     pub async fn services(&self) -> Result<Vec<ComputeService>, ApiError> {
         self.0.get(Service::Compute, "/os-services", "services").await
+    }
+
+    /// The scheduler passes over the host of a service that is disabled for a reason.
+    pub async fn disable_service(&self, id: &str, reason: &str) -> Result<(), ApiError> {
+        let body = json!({"status": "disabled", "disabled_reason": reason});
+        self.0.order(Service::Compute, Method::PUT, &format!("/os-services/{id}"), body).await
+    }
+
+    pub async fn enable_service(&self, id: &str) -> Result<(), ApiError> {
+        let body = json!({"status": "enabled"});
+        self.0.order(Service::Compute, Method::PUT, &format!("/os-services/{id}"), body).await
     }
 
     pub async fn hypervisors(&self) -> Result<Vec<Hypervisor>, ApiError> {

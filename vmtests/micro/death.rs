@@ -1,16 +1,18 @@
 //! Machines and ourselves killed at any moment: the error is clear, and nothing is left.
 
+use super::engine::{engine, plan};
 use super::test;
 use crate::bench::{Bench, COMMAND, Dice, entries, lab, no_process_in, processes_in, run, signal};
 use crate::registry::Test;
 use rustix::process::Signal;
 use stackproof::error::{Context, Error, Kind, Result};
 use stackproof::event::Events;
+use stackproof::lab::checkpoint::{After, Notes};
 use stackproof::lab::rundir::sweep;
 use stackproof::lab::spec::LabSpec;
 use stackproof::lab::{Lab, LabOptions};
 use stackproof::wait::{Death, Life, Patience, Poll};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -19,6 +21,18 @@ use tokio::process::{Child, Command};
 pub const TESTS: &[Test] = &[
     test("death::of_qemu_at_any_moment_of_the_boot_is_told_and_leaves_nothing", 1, || {
         run(of_qemu())
+    }),
+    test("death::of_qemu_at_any_moment_of_a_warm_run_is_told_and_leaves_nothing", 1, || {
+        run(of_qemu_in_a_warm_run())
+    }),
+    test("death::a_warm_run_given_up_at_any_moment_leaves_nothing", 1, || run(given_up())),
+    test(
+        "death::of_qemu_at_any_moment_of_a_checkpoint_is_told_and_leaves_no_half_of_one",
+        1,
+        || run(a_checkpoint_struck(Blow::Killed)),
+    ),
+    test("death::a_checkpoint_given_up_at_any_moment_is_whole_or_has_no_name", 1, || {
+        run(a_checkpoint_struck(Blow::GivenUp))
     }),
     test("death::of_ourselves_at_any_moment_ends_every_machine", 2, || run(of_ourselves())),
     test("death::ctrl_c_of_e2e_at_any_moment_exits_130_and_leaves_nothing", 2, || run(ctrl_c())),
@@ -72,6 +86,200 @@ async fn of_qemu() -> Result<()> {
         bench.assert_nothing_left();
     }
     Ok(())
+}
+
+/// A booted guest, saved. Nothing of its lab is left.
+async fn saved(bench: &Bench) -> Result<PathBuf> {
+    let from = bench.root().join("checkpoints/booted");
+    let mut lab = bench.start(&["a"]).await?;
+    lab.checkpoint(&from, Notes::default(), After::StandStill, &bench.patience).await?;
+    lab.stop().await?;
+    bench.assert_nothing_left();
+    Ok(from)
+}
+
+async fn restored(bench: &Bench, from: &Path) -> Result<Lab> {
+    Ok(Lab::restore(from, &bench.options, &bench.patience, &bench.redactor).await?.lab)
+}
+
+/// A checkpoint restored, and its guest brought to a plan.
+async fn warm_run(bench: &Bench, from: &Path) -> Result<Lab> {
+    let lab = restored(bench, from).await?;
+    let engine = engine(bench, &lab, &lab.nodes()[0])?;
+    engine.apply(plan(), &lab.death()).await?;
+    Ok(lab)
+}
+
+/// The same, and how long it took: so long are the moments.
+async fn whole_warm_run(bench: &Bench, from: &Path) -> Result<Duration> {
+    let start = Instant::now();
+    let lab = warm_run(bench, from).await?;
+    let took = start.elapsed();
+    lab.stop().await?;
+    Ok(took)
+}
+
+/// What became of the draws: where none struck in the middle, nothing was tested.
+#[derive(Default)]
+struct Struck {
+    whole: Duration,
+    middle: usize,
+    over: usize,
+}
+
+impl Struck {
+    fn new(whole: Duration) -> Struck {
+        Struck { whole, ..Struck::default() }
+    }
+
+    /// What was to be struck was over before; it may be quicker than the first time.
+    fn was_over(&mut self, took: Duration) {
+        self.over += 1;
+        self.whole = self.whole.min(took);
+    }
+
+    fn tell(&self) {
+        eprintln!("struck in the middle {} times, too late {} times", self.middle, self.over);
+        assert!(self.middle > 0, "no moment was tested");
+    }
+}
+
+async fn of_qemu_in_a_warm_run() -> Result<()> {
+    let (bench, mut dice) = (Bench::new().await?, Dice::new());
+    let from = saved(&bench).await?;
+    let mut struck = Struck::new(whole_warm_run(&bench, &from).await?);
+    for draw in 0..DRAWS {
+        let (moment, start) = (dice.moment(struck.whole), Instant::now());
+        let killer = async {
+            let pid = machine_in(bench.root(), &bench.patience, &Death::never()).await?;
+            // The draw, not a wait for anything.
+            tokio::time::sleep(moment).await;
+            signal(pid, Signal::KILL);
+            Ok::<_, Error>(())
+        };
+        let timed = async { (warm_run(&bench, &from).await, start.elapsed()) };
+        let both = async { Ok(tokio::join!(timed, killer)) };
+        let never = Death::never();
+        let ran = bench.patience.within("the end of a run", COMMAND, &never, both).await?;
+        let ((ran, took), killed) = ran;
+        killed?;
+        let text = match ran {
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Lab, "draw {draw}, {moment:?}: {error}");
+                struck.middle += 1;
+                error.to_string()
+            }
+            // Then its lab tells.
+            Ok(lab) => {
+                struck.was_over(took);
+                lab.death().wait().await
+            }
+        };
+        assert!(text.contains("QEMU of a was killed by signal 9"), "{draw}, {moment:?}: {text}");
+        bench.assert_nothing_left();
+    }
+    struck.tell();
+    Ok(())
+}
+
+/// What Ctrl-C does to whatever runs: its future is dropped.
+async fn given_up() -> Result<()> {
+    let (bench, mut dice) = (Bench::new().await?, Dice::new());
+    let from = saved(&bench).await?;
+    let mut struck = Struck::new(whole_warm_run(&bench, &from).await?);
+    for draw in 0..DRAWS {
+        let (moment, start) = (dice.moment(struck.whole), Instant::now());
+        // The draw, not a deadline of anything.
+        match tokio::time::timeout(moment, warm_run(&bench, &from)).await {
+            Err(_) => struck.middle += 1,
+            Ok(ran) => {
+                struck.was_over(start.elapsed());
+                drop(ran?);
+            }
+        }
+        let left = (processes_in(bench.root()), entries(&bench.options.run_root));
+        assert_eq!(left, (vec![], vec![]), "draw {draw}, {moment:?}");
+    }
+    struck.tell();
+    // Nor was it harmed that they began from.
+    whole_warm_run(&bench, &from).await.map(drop)
+}
+
+/// A checkpoint is whole or has no name, whatever ended its making.
+async fn a_checkpoint_struck(how: Blow) -> Result<()> {
+    let (bench, mut dice) = (Bench::new().await?, Dice::new());
+    let from = saved(&bench).await?;
+    let checkpoints = bench.root().join("checkpoints");
+    let into = checkpoints.join("again");
+    let mut lab = restored(&bench, &from).await?;
+    let start = Instant::now();
+    lab.checkpoint(&into, Notes::default(), After::GoOn, &bench.patience).await?;
+    let mut struck = Struck::new(start.elapsed());
+    drop(lab);
+    for draw in 0..DRAWS {
+        if into.exists() {
+            restored(&bench, &into).await?.stop().await?;
+            std::fs::remove_dir_all(&into).doing(Kind::Host, || "a checkpoint".into())?;
+        }
+        let mut lab = restored(&bench, &from).await?;
+        let (pid, start) = (lab.nodes()[0].vm.pid() as i32, Instant::now());
+        let moment = dice.moment(struck.whole);
+        let when = format!("draw {draw}, {moment:?}");
+        let save = async {
+            let saved = lab.checkpoint(&into, Notes::default(), After::GoOn, &bench.patience).await;
+            (saved, start.elapsed())
+        };
+        let saved = match how {
+            Blow::GivenUp => tokio::time::timeout(moment, save).await.ok(),
+            Blow::Killed => {
+                let killer = async {
+                    // The draw, not a wait for anything.
+                    tokio::time::sleep(moment).await;
+                    signal(pid, Signal::KILL);
+                };
+                let both = async { Ok(tokio::join!(save, killer).0) };
+                let (what, never) = ("the end of a checkpoint", Death::never());
+                Some(bench.patience.within(what, COMMAND, &never, both).await?)
+            }
+        };
+        match saved {
+            Some((Ok(_), took)) => {
+                struck.was_over(took);
+                assert!(into.exists(), "{when}");
+            }
+            Some((Err(error), _)) => {
+                struck.middle += 1;
+                assert_eq!(error.kind(), Kind::Lab, "{when}: {error}");
+                let cause = "QEMU of a was killed by signal 9";
+                assert!(error.to_string().contains(cause), "{when}: {error}");
+                assert_eq!(entries(&checkpoints), ["booted"], "{when}");
+            }
+            None => struck.middle += 1,
+        }
+        drop(lab);
+        bench.assert_nothing_left();
+        // Given up in its last part, which is on the disk alone, it may still get its name.
+        let settled = || async {
+            let left = entries(&checkpoints);
+            match left.iter().all(|name| name == "booted" || name == "again") {
+                true => Poll::Ready(()),
+                false => Poll::NotYet(format!("{left:?}")),
+            }
+        };
+        let (what, never) = ("half of a checkpoint to go", Death::never());
+        bench.patience.until(what, COMMAND, LOOK, &never, settled).await?;
+    }
+    struck.tell();
+    Ok(())
+}
+
+/// How something is ended that is under way.
+#[derive(Clone, Copy)]
+enum Blow {
+    /// QEMU is killed.
+    Killed,
+    /// As Ctrl-C does it: the future is dropped.
+    GivenUp,
 }
 
 /// The child of [`of_ourselves`]: boots a lab in `root`, says `up`, and goes on until it is killed.

@@ -23,14 +23,15 @@ pub const TESTS: &[Test] = &[
     test("engine::a_killed_neighbour_ends_an_apply_as_the_labs_failure", 2, || run(neighbour())),
 ];
 
-fn engine(bench: &Bench, lab: &Lab, node: &Node) -> Result<Engine> {
+pub(super) fn engine(bench: &Bench, lab: &Lab, node: &Node) -> Result<Engine> {
     let journal = Journal::open(bench.logs().join("engine.log"), bench.redactor.clone())?;
     Ok(Engine::new(vec![bench.engine_node(lab, node)?], bench.patience.clone(), journal))
 }
 
 const RESOURCES: usize = 7;
 
-fn plan() -> Arc<Plan> {
+/// For a guest that is called `a`.
+pub(super) fn plan() -> Arc<Plan> {
     let files = Step::new("files", "a")
         .with(Directory::new("/srv/x y/deep").mode(0o750))
         .with(File::new("/srv/x y/conf", "one\ntwo 'quoted' $HOME\nthree\n").mode(0o640))

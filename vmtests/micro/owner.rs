@@ -2,6 +2,7 @@
 
 use super::test;
 use crate::bench::{Bench, Dice, entries, lab, no_process_in, processes_in, run, signal};
+use crate::dice::watches_signals;
 use crate::registry::Test;
 use rustix::process::Signal;
 use stackproof::error::{Context, Error, Kind, Result};
@@ -21,6 +22,9 @@ pub const TESTS: &[Test] =
             run(killed())
         }),
         test("owner::a_start_given_up_with_ctrl_c_leaves_nothing", 2, || run(given_up())),
+        test("owner::a_restore_given_up_with_ctrl_c_at_any_moment_leaves_nothing", 1, || {
+            run(restore_given_up())
+        }),
         test("owner::a_lab_whose_machines_died_tells_why", 1, || run(machines_died())),
         test("owner::a_lab_is_taken_back_and_continued_beside_itself", 2, || run(taken_back())),
         test("owner::the_wire_is_divided_disturbed_and_captured", 2, || run(the_wire())),
@@ -126,6 +130,17 @@ impl Home {
             }
         };
         self.bench.patience.until("an owner", VERB, LOOK, &Death::never(), look).await
+    }
+
+    /// Waits until the program has come to where it watches for signals.
+    async fn begun(&self, pid: i32) -> Result<()> {
+        let look = || async {
+            match watches_signals(pid) {
+                true => Poll::Ready(()),
+                false => Poll::NotYet("SIGINT is not caught".into()),
+            }
+        };
+        self.bench.patience.until("the program to begin", VERB, LOOK, &Death::never(), look).await
     }
 
     /// Neither an owner nor one about to start.
@@ -438,6 +453,48 @@ async fn given_up() -> Result<()> {
         home.assert_nothing_runs(&format!("draw {draw}"));
         assert!(!home.ok(&["ls"]).await?.contains("home"), "draw {draw}: nothing to tell");
     }
+    Ok(())
+}
+
+async fn restore_given_up() -> Result<()> {
+    let (home, mut dice) = (Home::new(&["a"]).await?, Dice::new());
+    let out = home.ended(home.up(), UP).await?;
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    home.ok(&["checkpoint", "ready"]).await?;
+    home.ok(&["down"]).await?;
+    let restore = || home.command(&["up", "--json", "--restore", "ready"]);
+    let start = Instant::now();
+    let out = home.ended(restore(), UP).await?;
+    let whole = start.elapsed();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    home.ok(&["down"]).await?;
+    for draw in 0..DRAWS {
+        let moment = dice.moment(whole);
+        let (child, pid) = spawn(restore())?;
+        home.begun(pid).await?;
+        // The draw, not a wait for anything.
+        tokio::time::sleep(moment).await;
+        signal(pid, Signal::INT);
+        let out = async { child.wait_with_output().await.doing(Kind::Internal, || "up".into()) };
+        let out = home.bench.patience.within("its end", VERB, &Death::never(), out).await?;
+        let (when, said) = (format!("draw {draw}, {moment:?}"), text(&out.stderr));
+        match out.status.code() {
+            // It was up sooner than the first time.
+            Some(0) => drop(home.ok(&["down"]).await?),
+            code => {
+                assert_eq!(code, Some(130), "{when}: {said}");
+                assert!(said.contains("interrupted"), "{when}: {said}");
+            }
+        }
+        assert_eq!(home.owner(), None, "{when}: gone when the command returns");
+        home.assert_nothing_runs(&when);
+        assert!(!home.ok(&["ls"]).await?.contains("home"), "{when}: nothing to tell");
+    }
+    // Neither was it harmed that they began from.
+    let out = home.ended(restore(), UP).await?;
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    home.ok(&["down"]).await?;
+    home.assert_nothing_runs("at the end");
     Ok(())
 }
 

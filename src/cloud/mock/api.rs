@@ -20,6 +20,7 @@ impl State {
             self.all("roles").push(json!({"id": format!("r-{role}"), "name": role}));
         }
         self.grants.push(("p-admin".into(), "u-admin".into(), "r-admin".into()));
+        self.add_hypervisor("openstack2");
         let dead = self.faults.dead_agent;
         for (binary, host, alive) in [
             ("neutron-l3-agent", "openstack1", true),
@@ -221,20 +222,32 @@ impl State {
                 self.all("os-keypairs").push(key.clone());
                 Ok((201, json!({"keypair": key})))
             }
-            ("GET", ["v2.1", "os-services"]) => Ok((
-                200,
-                json!({"services": [{
-                    "binary": "nova-compute", "host": "openstack2", "state": "up",
-                    "status": "enabled", "disabled_reason": null,
-                }]}),
-            )),
-            ("GET", ["v2.1", "os-hypervisors", "detail"]) => Ok((
-                200,
-                json!({"hypervisors": [{
-                    "hypervisor_hostname": "openstack2", "state": "up", "hypervisor_type": "QEMU",
-                    "memory_mb": 3000, "vcpus": 2,
-                }]}),
-            )),
+            ("GET", ["v2.1", "os-services"]) => {
+                Ok((200, json!({"services": self.of("os-services")})))
+            }
+            ("PUT", ["v2.1", "os-services", _]) if !admin => {
+                no(403, "Policy doesn't allow os_compute_api:os-services:update to be performed.")
+            }
+            ("PUT", ["v2.1", "os-services", id]) => {
+                let asked = asked.json();
+                if self.faults.stays_disabled && asked["status"] == "enabled" {
+                    return no(500, "the host does not answer");
+                }
+                let service = self.thing("os-services", id)?;
+                service["status"] = asked["status"].clone();
+                service["disabled_reason"] = asked["disabled_reason"].clone();
+                Ok((200, json!({"service": service.clone()})))
+            }
+            ("GET", ["v2.1", "os-hypervisors", "detail"]) => {
+                let of = |service: &Value| {
+                    json!({
+                        "hypervisor_hostname": service["host"], "state": service["state"],
+                        "hypervisor_type": "QEMU", "memory_mb": 3000, "vcpus": 2,
+                    })
+                };
+                let all: Vec<Value> = self.of("os-services").iter().map(of).collect();
+                Ok((200, json!({"hypervisors": all})))
+            }
             ("POST", ["v2.1", "servers"]) => self.boot(asked.json()["server"].clone()),
             ("GET", ["v2.1", "servers", id]) => {
                 self.progress();
@@ -270,6 +283,10 @@ impl State {
         let network = asked["networks"][0]["uuid"].clone();
         let group = asked["security_groups"][0]["name"].clone();
         let failed = self.faults.binding_failed;
+        let (wrong, disabled) = (self.faults.wrong_host, self.faults.disabled_hosts_used);
+        let takes = |s: &&Value| disabled || s["status"] == "enabled";
+        let host = self.of("os-services").iter().find(takes).map(|s| s["host"].clone());
+        let Some(host) = host else { return no(500, "no host is enabled") };
         let project = self
             .of("networks")
             .iter()
@@ -281,14 +298,13 @@ impl State {
             "fixed_ips": [{"subnet_id": "s", "ip_address": FIXED}],
             "status": if failed { "DOWN" } else { "ACTIVE" },
             "binding:vif_type": if failed { "binding_failed" } else { "ovs" },
-            "binding:host_id": "openstack2", "project_id": project,
+            "binding:host_id": host, "project_id": project,
         }));
         let mut server = asked;
         server["id"] = id.clone().into();
         server["status"] = "BUILD".into();
         server["OS-EXT-STS:task_state"] = "scheduling".into();
-        server["OS-EXT-SRV-ATTR:host"] =
-            if self.faults.wrong_host { "openstack1" } else { "openstack2" }.into();
+        server["OS-EXT-SRV-ATTR:host"] = if wrong { "openstack1".into() } else { host };
         self.all("servers").push(server);
         Ok((202, json!({"server": {"id": id}})))
     }

@@ -14,7 +14,7 @@ use super::url::Url;
 use crate::event::Events;
 use crate::secret::{Redactor, Secret};
 use crate::wait::{Death, Patience, Speed};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
@@ -37,6 +37,10 @@ pub struct Faults {
     pub dead_agent: bool,
     pub no_valid_host: bool,
     pub wrong_host: bool,
+    /// The scheduler places servers on disabled hosts too.
+    pub disabled_hosts_used: bool,
+    /// A disabled service cannot be enabled.
+    pub stays_disabled: bool,
     pub binding_failed: bool,
     pub image_killed: bool,
     pub image_public: bool,
@@ -113,6 +117,17 @@ pub struct State {
 impl State {
     pub fn of(&self, kind: &str) -> &[Value] {
         self.things.get(kind).map_or(&[], Vec::as_slice)
+    }
+    /// One more, which the scheduler likes best.
+    pub fn add_hypervisor(&mut self, host: &str) {
+        let id = self.fresh_id();
+        self.all("os-services").insert(
+            0,
+            json!({
+                "id": id, "binary": "nova-compute", "host": host, "state": "up",
+                "status": "enabled", "disabled_reason": null,
+            }),
+        );
     }
     pub fn expire_tokens(&mut self) {
         self.epoch += 1;

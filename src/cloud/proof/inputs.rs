@@ -102,12 +102,13 @@ pub struct ProofInputs {
     pub agents: Vec<Daemon>,
     /// Nova services that must be up.
     pub compute_services: Vec<Daemon>,
-    /// The hypervisors with their tunnel addresses: all must be up, and the instance runs on one.
+    /// The hypervisors with their tunnel addresses: all must be up, and the instance runs on one,
+    /// which is not the network node where there is another.
     pub hypervisors: BTreeMap<String, Ipv4Addr>,
     /// Where routers and DHCP are.
     pub network_node: String,
-    /// The tunnel address of the network node. Where it is the instance's hypervisor's too, no
-    /// VXLAN is expected on the wire.
+    /// The tunnel address of the network node. Where it is the only hypervisor's too, no VXLAN is
+    /// expected on the wire.
     pub network_tunnel: Ipv4Addr,
     pub image: Image,
     pub subnets: Subnets,
@@ -117,6 +118,14 @@ pub struct ProofInputs {
     /// Of any machine that the proof stands on.
     pub death: Death,
     pub redactor: Redactor,
+}
+
+impl ProofInputs {
+    /// The hypervisors that the network node reaches through a tunnel.
+    pub fn beyond_tunnels(&self) -> Vec<&str> {
+        let beyond = self.hypervisors.iter().filter(|(_, tunnel)| **tunnel != self.network_tunnel);
+        beyond.map(|(host, _)| host.as_str()).collect()
+    }
 }
 
 /// What the proof reaches the world through.

@@ -1,5 +1,6 @@
 //! What was made, so that it can be deleted and seen gone.
 
+use crate::cloud::compute::Compute;
 use crate::cloud::http::ApiError;
 use crate::cloud::network::Net;
 use crate::cloud::session::{Service, Session};
@@ -25,6 +26,8 @@ enum Thing {
     Interface { router: String, subnet: String },
     /// A project, which must be empty before it goes.
     Project(String),
+    /// A compute service that was disabled.
+    Disabled(String),
 }
 
 /// What clearing the ledger found.
@@ -47,6 +50,9 @@ impl Ledger {
         let thing = Thing::Project(id.into());
         self.0.push(Made { what: format!("project {name}"), by: by.clone(), thing });
     }
+    pub fn add_disabled(&mut self, by: &Session, what: impl Into<String>, id: &str) {
+        self.0.push(Made { what: what.into(), by: by.clone(), thing: Thing::Disabled(id.into()) });
+    }
 
     /// Deletes everything. What fails is told and does not keep the rest from being tried.
     pub async fn clear(&mut self, patience: &Patience, death: &Death) -> Cleared {
@@ -59,6 +65,7 @@ impl Ledger {
                 Thing::At(service, path) => {
                     remove(&by, &what, service, &path, patience, death).await
                 }
+                Thing::Disabled(id) => enable(&by, &what, &id, patience, death).await,
                 Thing::Project(id) => {
                     for left in sweep(&by, &id, patience, death).await {
                         cleared.leftovers.push(format!("{left} in {what}"));
@@ -125,6 +132,34 @@ async fn remove_interface(
         .until("the router interface to be gone", NOMINAL, EVERY, death, || async move {
             match Net(by).remove_interface(router, subnet).await {
                 Ok(()) => Poll::Ready(()),
+                Err(e) if is_final(&e) => Poll::Failed(e.into()),
+                Err(e) => Poll::NotYet(e.to_string()),
+            }
+        })
+        .await
+}
+
+/// Enables a compute service and waits until it is seen so.
+async fn enable(
+    by: &Session,
+    what: &str,
+    id: &str,
+    patience: &Patience,
+    death: &Death,
+) -> crate::error::Result<()> {
+    let wait = format!("{what} to be over");
+    let is_enabled = async || -> Result<bool, ApiError> {
+        let services = Compute(by).services().await?;
+        if services.iter().any(|s| s.id == id && s.status == "enabled") {
+            return Ok(true);
+        }
+        Compute(by).enable_service(id).await.map(|()| false)
+    };
+    patience
+        .until(&wait, NOMINAL, EVERY, death, || async {
+            match is_enabled().await {
+                Ok(true) => Poll::Ready(()),
+                Ok(false) => Poll::NotYet("it is still disabled".into()),
                 Err(e) if is_final(&e) => Poll::Failed(e.into()),
                 Err(e) => Poll::NotYet(e.to_string()),
             }

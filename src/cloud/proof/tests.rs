@@ -70,6 +70,8 @@ impl Told {
             ] {
                 assert!(s.of(kind).is_empty(), "{kind}: {:?}", s.of(kind));
             }
+            let services = s.of("os-services");
+            assert!(services.iter().all(|s| s["status"] == "enabled"), "{services:?}");
             let groups = s.of("security-groups").iter().filter(|g| g["project_id"] != "p-admin");
             assert_eq!(groups.count(), 0);
             assert_eq!((s.of("projects").len(), s.of("users").len()), (1, 1));
@@ -157,6 +159,46 @@ async fn one_node_alone_has_no_tunnel_and_passes_without_it() {
     let [(name, reason)] = &told.outcome.left_out[..] else { panic!("{:?}", told.outcome) };
     assert_eq!(name, vxlan);
     assert!(reason.contains("only hypervisor"), "{reason}");
+}
+
+/// The network node is a hypervisor too, and the one that the scheduler would take.
+async fn told_of_two_hypervisors(faults: Faults) -> Told {
+    let mock = Mock::with_faults(faults);
+    mock.with(|s| s.add_hypervisor("openstack1"));
+    told_with(mock, Death::never(), |i| {
+        i.compute_services.push(Daemon::new("nova-compute", "openstack1"));
+        i.hypervisors.insert("openstack1".into(), i.network_tunnel);
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_is_kept_from_a_network_node_that_is_one_of_several_hypervisors() {
+    let told = told_of_two_hypervisors(Faults::default()).await;
+    assert!(told.outcome.passed(), "{:?}", told.outcome.first_failure());
+    assert_eq!(told.outcome.checks.len(), story::STORY.len());
+    let host = &told.check("S3.3 server active on its host").evidence;
+    assert!(host.contains("ACTIVE on openstack2"), "{host}");
+    let cleared = &told.check(CLEANUP).evidence;
+    assert!(cleared.contains("nova-compute on openstack1 disabled"), "{cleared}");
+    told.left_nothing();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scheduler_that_takes_a_disabled_host_is_found() {
+    let faults = Faults { disabled_hosts_used: true, ..Faults::default() };
+    let told = told_of_two_hypervisors(faults).await;
+    let why = "runs on `openstack1` instead of `openstack2`";
+    told.fails_at("S3.3 server active on its host", why);
+    told.left_nothing();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hypervisor_that_stays_disabled_is_left_over() {
+    let faults = Faults { stays_disabled: true, ..Faults::default() };
+    let told = told_of_two_hypervisors(faults).await;
+    told.fails_at(CLEANUP, "nova-compute on openstack1 disabled");
+    assert_eq!(told.outcome.count(Status::Fail), 1);
 }
 
 #[tokio::test]

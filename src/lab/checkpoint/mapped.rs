@@ -172,7 +172,7 @@ mod tests {
             \0\0\0\x01\0\0\0\x01\nmapped-ram\x01\0\0\0\x01"
             .to_vec();
         head.extend(SECTION);
-        head.extend((8 * MIB + 0x4000 | MEM_SIZE).to_be_bytes());
+        head.extend(((8 * MIB + 0x4000) | MEM_SIZE).to_be_bytes());
         head.extend(b"\x03ram");
         head.extend((8 * MIB).to_be_bytes());
         head.extend(1u32.to_be_bytes());

@@ -7,7 +7,7 @@ use crate::cloud::proof::console;
 use crate::cloud::proof::context::{Context, InstancePort, known, unless_refused};
 use crate::cloud::proof::story::Finding;
 use crate::cloud::proof::vxlan::{self, Watch};
-use crate::cloud::session::Service;
+use crate::cloud::session::{Service, Session};
 use crate::error::Result;
 use crate::wait::Poll;
 use serde_json::json;
@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 /// Asks for it.
 pub async fn accepted(c: &mut Context) -> Result<Finding> {
-    let member = c.member()?.clone();
+    let (member, admin) = (c.member()?.clone(), c.admin()?.clone());
+    keep_off_network_node(c, &admin).await?;
     // A script, because that is the only user-data CirrOS takes; it does nothing.
     let user_data = base64(format!("#!/bin/sh\n# nonce {}\nexit 0\n", c.nonce).as_bytes());
     let id = Compute(&member)
@@ -41,21 +42,48 @@ pub async fn active(c: &mut Context) -> Result<Finding> {
     // The image is copied to the host first.
     let nominal = 40 + c.inputs.image.virtual_size / (100 << 20);
     let server = until_active(c, &admin, &id, "the server to be active", nominal).await?;
-    let host = server.host.unwrap_or_default();
-    if !c.inputs.hypervisors.contains_key(&host) {
-        let declared: Vec<_> = c.inputs.hypervisors.keys().map(String::as_str).collect();
-        let declared = declared.join("` or `");
-        return Err(wrong(format!("it runs on `{host}` instead of `{declared}`")));
+    let (host, hosts) = (server.host.unwrap_or_default(), hosts(c));
+    if !hosts.contains(&host.as_str()) {
+        let hosts = hosts.join("` or `");
+        return Err(wrong(format!("it runs on `{host}` instead of `{hosts}`")));
     }
     let seen = format!("ACTIVE on {host}");
     c.host = Some(host);
     pass(seen)
 }
 
+/// Where the server may run: where there is a hypervisor that is not the network node, only there,
+/// since its traffic crosses a tunnel then.
+fn hosts(c: &Context) -> Vec<&str> {
+    let beyond = c.inputs.beyond_tunnels();
+    if beyond.is_empty() {
+        return c.inputs.hypervisors.keys().map(String::as_str).collect();
+    }
+    beyond
+}
+
+/// The scheduler is kept from a network node that is one of several hypervisors, until the cleanup.
+/// The server is an ordinary member's, who may not choose a host.
+async fn keep_off_network_node(c: &mut Context, admin: &Session) -> Result<()> {
+    let here = &c.inputs.network_node;
+    if c.inputs.beyond_tunnels().is_empty() || !c.inputs.hypervisors.contains_key(here) {
+        return Ok(());
+    }
+    let services = Compute(admin).services().await?;
+    let found = services.iter().find(|s| s.binary == "nova-compute" && s.host == *here);
+    let service = found.ok_or_else(|| wrong(format!("no nova-compute on `{here}`")))?;
+    let what = format!("nova-compute on {here} disabled");
+    let reason = "stackproof: the instance belongs beyond a tunnel";
+    // Noted first: an order whose answer is lost may have been taken.
+    c.ledger.add_disabled(admin, what, &service.id);
+    Compute(admin).disable_service(&service.id, reason).await?;
+    Ok(())
+}
+
 /// Waits for ACTIVE with no task in progress; ends at once at ERROR and at a port that failed.
 async fn until_active(
     c: &Context,
-    admin: &crate::cloud::session::Session,
+    admin: &Session,
     id: &str,
     what: &str,
     nominal: u64,

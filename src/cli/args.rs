@@ -211,6 +211,8 @@ pub enum BenchPart {
     Hashing,
     /// Frames between two endpoints
     Switch,
+    /// Frames between two guests
+    Traffic,
     /// From power on to a first command
     Boot,
     /// Of a cloud from its layer
@@ -243,6 +245,16 @@ mod tests {
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(std::iter::once("stackproof").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn parts_of_a_bench_are_named_one_by_one_and_those_that_boot_not_without_booting() {
+        let Verb::Bench(bench) = parse("bench --only switch --only traffic").unwrap().verb else {
+            panic!("another verb");
+        };
+        assert_eq!(bench.only, [BenchPart::Switch, BenchPart::Traffic]);
+        assert!(parse("bench --only boot --no-boot").is_err());
+        assert!(parse("bench --only all").is_err());
     }
 
     #[test]

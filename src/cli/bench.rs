@@ -6,6 +6,7 @@ mod peers;
 mod race;
 mod restore;
 mod switch;
+mod traffic;
 mod vde;
 
 use super::args::{Bench, BenchPart};
@@ -124,10 +125,16 @@ async fn measure(work: Work, args: Bench) -> Result<Results> {
         not_run.extend(missing);
     }
     let mut judged = None;
-    let boots = [BenchPart::Boot, BenchPart::Restore];
+    let boots = [BenchPart::Traffic, BenchPart::Boot, BenchPart::Restore];
     if !args.no_boot && boots.into_iter().any(wanted) {
         let host = work.events.phase("accelerator", host(&work)).await?;
         work.learn(|facts| judged = facts.accelerator.clone());
+        if wanted(BenchPart::Traffic) {
+            let traffic = traffic::measure(&work, &host);
+            let (frames, missing) = work.events.phase("traffic", traffic).await?;
+            results.extend(frames);
+            not_run.extend(missing);
+        }
         if wanted(BenchPart::Boot) {
             let (boots, missing) = work.events.phase("boot", boot::measure(&work, &host)).await?;
             results.extend(boots);

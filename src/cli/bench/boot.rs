@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 const ROW: &str = "power on to first command";
 
-const NOT_BUILT: &str = "it is not built: `stackproof images build probe-guest`";
+pub const NOT_BUILT: &str = "it is not built: `stackproof images build probe-guest`";
 
 /// The first command, from the connection to its answer, on the reference machine.
 const ANSWERS: Duration = Duration::from_secs(20);
@@ -112,7 +112,7 @@ async fn beside(
 }
 
 /// An error in one line, with the last that was seen.
-fn reason(error: &Error) -> String {
+pub fn reason(error: &Error) -> String {
     match error.evidence_lines().last() {
         Some(last) => format!("{error} ({last})"),
         None => error.to_string(),

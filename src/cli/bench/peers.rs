@@ -196,7 +196,7 @@ fn decoded(word: &str) -> String {
 
 /// A script that becomes `program` with `more` arguments, without `refused`, and dies with its
 /// parent: what a peer starts is not ours to kill.
-fn bound(program: &Path, more: &[String], refused: Option<&str>) -> String {
+pub fn bound(program: &Path, more: &[String], refused: Option<&str>) -> String {
     let mut text = String::from("#!/bin/sh\n");
     if let Some(refused) = refused {
         let refused = quote::word(refused);
@@ -215,7 +215,7 @@ fn errors(dir: &Path) -> Result<File> {
     File::create(dir.join("errors")).doing(Kind::Host, || "no file for what a peer says".into())
 }
 
-fn script(path: &Path, text: &str) -> Result<()> {
+pub fn script(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o700)))
         .doing(Kind::Host, || "a script for a peer cannot be written".into())

@@ -30,25 +30,45 @@ pub async fn measure(work: &Work) -> Result<(Vec<Number>, Vec<NotRun>)> {
             Ok(None) => Err(vde::INSTALL.into()),
             Err(e) => Err(e.to_string()),
         };
-        let rows = rows(payload, ours, peer.as_ref().ok().copied());
+        let name = format!("switch, {payload}-byte frames");
+        let peer = peer.map(|out| Carried::of(out, payload));
+        numbers.extend(rows(&name, Carried::of(ours, payload), peer.as_ref().ok().copied()));
         if let Err(reason) = peer {
             not_run.push(NotRun { name: format!("{}, {payload} bytes", vde::PROGRAM), reason });
         }
-        numbers.extend(rows);
     }
     Ok((numbers, not_run))
 }
 
-fn rows(payload: usize, ours: Outcome, peer: Option<Outcome>) -> [Number; 2] {
-    let frames = |o: Outcome| o.received as f64 / o.seconds;
-    let megabytes = |o: Outcome| frames(o) * (payload + race::HEADER) as f64 / 1e6;
-    let row = |unit, of: &dyn Fn(Outcome) -> f64| {
-        let number = Number::new(format!("switch, {payload}-byte frames"), of(ours), unit);
+/// What a switch carried.
+#[derive(Clone, Copy, Debug)]
+pub struct Carried {
+    /// A second.
+    pub frames: f64,
+    /// A second, with the headers of the frames.
+    pub megabytes: f64,
+    pub sent: u64,
+    pub received: u64,
+}
+
+impl Carried {
+    fn of(race: Outcome, payload: usize) -> Carried {
+        let frames = race.received as f64 / race.seconds;
+        let megabytes = frames * (payload + race::HEADER) as f64 / 1e6;
+        Carried { frames, megabytes, sent: race.sent, received: race.received }
+    }
+}
+
+/// Ours beside [`vde::PROGRAM`], with what that one lost.
+pub fn rows(name: &str, ours: Carried, peer: Option<Carried>) -> [Number; 2] {
+    let row = |unit, of: fn(&Carried) -> f64| {
+        let number = Number::new(name, of(&ours), unit);
         let Some(peer) = peer else { return number };
-        let lost = 100.0 * (peer.sent - peer.received) as f64 / peer.sent as f64;
-        number.beside(format!("{}, {lost:.1}% lost", vde::PROGRAM), of(peer))
+        let lost = peer.sent.saturating_sub(peer.received);
+        let lost = 100.0 * lost as f64 / peer.sent.max(1) as f64;
+        number.beside(format!("{}, {lost:.1}% lost", vde::PROGRAM), of(&peer))
     };
-    [row("frames/s", &frames), row("MB/s", &megabytes)]
+    [row("frames/s", |c| c.frames), row("MB/s", |c| c.megabytes)]
 }
 
 /// The fastest of some tries.
@@ -106,10 +126,11 @@ mod tests {
     fn a_row_tells_frames_and_bytes_and_what_the_peer_lost() {
         let ours = Outcome { sent: 100, received: 100, seconds: 0.5 };
         let peer = Outcome { sent: 100, received: 50, seconds: 1.0 };
-        let [frames, megabytes] = rows(986, ours, Some(peer));
+        let [ours, peer] = [ours, peer].map(|outcome| Carried::of(outcome, 986));
+        let [frames, megabytes] = rows("switch", ours, Some(peer));
         assert_eq!((frames.value, frames.peer_value, frames.ratio), (200.0, Some(50.0), Some(4.0)));
         assert_eq!((megabytes.value, megabytes.unit), (0.2, "MB/s"));
         assert_eq!(frames.peer.as_deref(), Some("vde_switch, 50.0% lost"));
-        assert_eq!(rows(986, ours, None)[0].ratio, None);
+        assert_eq!(rows("switch", ours, None)[0].ratio, None);
     }
 }

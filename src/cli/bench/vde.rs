@@ -2,7 +2,7 @@
 
 use super::race::Datagrams;
 use crate::error::{Context, Error, Kind, Result};
-use crate::lab::process::Process;
+use crate::lab::process::{self, Process};
 use crate::wait::{Death, Patience, Poll};
 use std::io::{self, PipeWriter, Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -22,7 +22,7 @@ const AF_UNIX: u16 = 1;
 /// A running switch; ended when dropped.
 pub struct Vde {
     dir: tempfile::TempDir,
-    _process: Process,
+    process: Process,
     /// It reads commands from its standard input, and ends with that.
     _commands: PipeWriter,
 }
@@ -41,7 +41,7 @@ impl Vde {
         command.arg("--sock").arg(dir.path().join("switch")).args(["--mode", "600"]);
         command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null());
         let process = Process::spawn(command).await?;
-        let vde = Vde { dir, _process: process, _commands: commands };
+        let vde = Vde { dir, process, _commands: commands };
         let listens = || async {
             match UnixStream::connect(vde.control()) {
                 Ok(_) => Poll::Ready(()),
@@ -53,8 +53,19 @@ impl Vde {
         Ok(Some(vde))
     }
 
+    /// The folder of its sockets, which QEMU's netdev `vde` is given.
+    pub fn sockets(&self) -> PathBuf {
+        self.dir.path().join("switch")
+    }
+
     fn control(&self) -> PathBuf {
-        self.dir.path().join("switch/ctl")
+        self.sockets().join("ctl")
+    }
+
+    /// Resolves when it has ended by itself, with that as an error.
+    pub async fn ended(&self) -> Error {
+        let status = self.process.exit().await;
+        Error::host(format!("{PROGRAM} {}", process::describe(status)))
     }
 
     /// Plugs a client in.

@@ -7,6 +7,7 @@ use crate::supervisor::{Client, remote};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
 
 /// Becomes the system's `ssh`, so that a person has a whole terminal.
 pub async fn ssh(client: &Client, node: &str, command: &[String]) -> Result<()> {
@@ -35,8 +36,13 @@ pub async fn exec(client: &Client, node: &str, command: &[String]) -> Result<Exi
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
 }
 
-/// What ssh's ProxyCommand is.
-pub async fn proxy(client: &Client, host: &str, port: u16) -> Result<()> {
+/// What ssh's ProxyCommand is. Its ordinary end is to be `told`: a client that is done hangs up.
+pub async fn proxy(
+    client: &Client,
+    host: &str,
+    port: u16,
+    told: oneshot::Receiver<()>,
+) -> Result<()> {
     let stream = client.dial(host, port).await?;
     let (mut from, mut to) = stream.into_split();
     let feed = async {
@@ -61,6 +67,7 @@ pub async fn proxy(client: &Client, host: &str, port: u16) -> Result<()> {
     tokio::select! {
         out = show => out.doing(Kind::Host, || "standard output".into()),
         () = feed => unreachable!("feeding never resolves"),
+        _ = told => Ok(()),
     }
 }
 

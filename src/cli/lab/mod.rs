@@ -35,6 +35,15 @@ pub async fn run(session: Session, lab: Lab) -> Result<ExitCode> {
                 })
                 .await
         }
+        LabVerb::Proxy { host, port } => {
+            session
+                .conduct_until_told(|work, told| async move {
+                    let client = which::running(&work, name)?;
+                    exec::proxy(&client, &host, port, told).await?;
+                    Ok(ExitCode::SUCCESS)
+                })
+                .await
+        }
         verb => session.conduct(|work| act(work, name, verb)).await,
     };
     match (&record.error, out) {
@@ -46,7 +55,9 @@ pub async fn run(session: Session, lab: Lab) -> Result<ExitCode> {
 async fn act(work: Work, name: Option<String>, verb: LabVerb) -> Result<ExitCode> {
     let done = ExitCode::SUCCESS;
     match verb {
-        LabVerb::Own(_) | LabVerb::Capture { .. } => unreachable!("dispatched before"),
+        LabVerb::Own(_) | LabVerb::Capture { .. } | LabVerb::Proxy { .. } => {
+            unreachable!("dispatched before")
+        }
         LabVerb::Up(up) => up::run(&work, name, up).await.map(|()| done),
         LabVerb::Ls { json } => show::ls(&work, json).await.map(|()| done),
         LabVerb::Down => ask::down(&work, name).await.map(|()| done),
@@ -70,7 +81,6 @@ async fn act(work: Work, name: Option<String>, verb: LabVerb) -> Result<ExitCode
                     ask::forward(&work, &client, &target, listen, background).await
                 }
                 LabVerb::Rc { dir } => ask::rc(&work, &client, dir).await,
-                LabVerb::Proxy { host, port } => exec::proxy(&client, &host, port).await,
                 LabVerb::Checkpoint { checkpoint } => {
                     ask::checkpoint(&work, &client, &checkpoint).await
                 }
@@ -80,7 +90,8 @@ async fn act(work: Work, name: Option<String>, verb: LabVerb) -> Result<ExitCode
                 | LabVerb::Own(_)
                 | LabVerb::Down
                 | LabVerb::Ls { .. }
-                | LabVerb::Capture { .. } => unreachable!("matched above"),
+                | LabVerb::Capture { .. }
+                | LabVerb::Proxy { .. } => unreachable!("matched above"),
             }
             .map(|()| done)
         }

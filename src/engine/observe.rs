@@ -102,3 +102,22 @@ pub async fn observe(
     });
     Ok(sights.collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::resources::testing::roots;
+
+    #[tokio::test]
+    async fn what_is_looked_at_in_two_lanes_comes_in_order() {
+        for root in roots() {
+            for count in [1, ONE_LANE, ONE_LANE + 1, ONE_LANE + 2] {
+                let scripts = (0..count).map(|i| Script::new(format!("echo {i}"))).collect();
+                let pieces = look(&root.shell, scripts, 5).await.unwrap();
+                let seen: Vec<String> = pieces.iter().map(|p| p.text().trim().into()).collect();
+                let told: Vec<String> = (0..count).map(|i| i.to_string()).collect();
+                assert_eq!(seen, told);
+            }
+        }
+    }
+}

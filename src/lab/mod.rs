@@ -16,6 +16,7 @@ pub mod qemu;
 pub mod qmp;
 pub mod rundir;
 pub mod seed;
+pub(crate) mod sparse;
 pub mod spec;
 pub mod switch;
 pub mod vm;

@@ -458,11 +458,11 @@ impl Watch {
     }
 }
 
-/// The last `count` lines of a log that have something in them.
 /// QEMU's words on each piece of memory that a restored guest frees: its memory is mapped from a
 /// file that nobody writes (see `checkpoint::mapped`), so that the piece stays. Nothing is wrong.
 const KEEPS_FREED: &str = "Discarding RAM with readonly files is not supported";
 
+/// The last `count` lines of a log that have something in them.
 fn tail(log: &Path, count: usize) -> Vec<String> {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

@@ -184,17 +184,14 @@ async fn on(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::transport::Local;
+    use crate::engine::resources::testing::root;
     use crate::event::{Event, Events, Level};
-    use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
 
     /// A chronyc whose upstream is trusted from the `good`th burst on, and which notes what it is
     /// told.
     fn chronyc(sources: &str, good: usize) -> String {
         format!(
-            r#"#!/bin/sh
-echo "$*" >>$ROOT/told
+            r#"echo "$*" >>$ROOT/told
 asked=$(grep -c burst $ROOT/told)
 case "$*" in
 *sources) echo 'MS Name/IP address'; [ "$asked" -lt {good} ] && echo '{sources}' || echo '^* 10.0.0.1' ;;
@@ -205,29 +202,21 @@ esac
     }
 
     async fn told(script: &str) -> (String, Vec<Event>) {
-        let root = tempfile::tempdir().unwrap();
-        let shell = Local::new(root.path()).unwrap();
-        put(&root.path().join("bin"), script);
+        let root = root();
+        root.fake("chronyc", script);
         let (events, mut seen) = Events::channel();
-        let node = Node::new("a", Family::Debian, Arc::new(shell));
+        let node = Node::new("a", Family::Debian, Arc::new(root.shell.clone()));
         let mut resync = resync(&[node], &Patience::new(Speed::new(1.0), events));
         while resync.0.join_next().await.is_some() {}
         let mut all = Vec::new();
         while let Ok(stamped) = seen.try_recv() {
             all.push(stamped.event);
         }
-        (std::fs::read_to_string(root.path().join("told")).unwrap_or_default(), all)
+        (std::fs::read_to_string(root.path("told")).unwrap_or_default(), all)
     }
 
     fn is_warning(event: &Event) -> bool {
         matches!(event, Event::Note { level: Level::Warning, .. })
-    }
-
-    fn put(bin: &Path, script: &str) {
-        std::fs::create_dir(bin).unwrap();
-        let file = bin.join("chronyc");
-        std::fs::write(&file, script).unwrap();
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     #[tokio::test]
@@ -248,7 +237,7 @@ esac
 
     #[tokio::test]
     async fn a_chrony_that_does_not_run_is_left_alone() {
-        let (_, events) = told("#!/bin/sh\necho 506 Cannot talk to daemon; exit 1\n").await;
+        let (_, events) = told("echo 506 Cannot talk to daemon; exit 1\n").await;
         assert!(!events.iter().any(is_warning), "{events:?}");
     }
 }

@@ -7,17 +7,15 @@ use crate::cli::record::NotRun;
 use crate::cli::session::Work;
 use crate::error::{Context, Kind, Result};
 use crate::lab::checkpoint::Checkpoint;
-use crate::lab::{Lab, LabOptions};
-use rustix::fs::{Advice, SeekFrom, fadvise, seek};
+use crate::lab::{Lab, LabOptions, sparse};
+use rustix::fs::{Advice, fadvise};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A cloud's memory is some gigabytes: more tries would take long and tell little.
 const TRIES: usize = 2;
-/// What is read at once.
-const PIECE: usize = 1 << 20;
 const STAGE: &str = "cloud-ready";
 
 /// Where the memory files are when they are wanted.
@@ -79,6 +77,7 @@ async fn restore(
     prepared(files, from, || Ok(()))?;
     let start = Instant::now();
     let restored = Lab::restore(folder, options, &work.patience(), &work.redactor).await?;
+    restored.lab.step_clocks(&work.patience()).await?;
     let seconds = start.elapsed().as_secs_f64();
     restored.lab.stop().await?;
     Ok(seconds)
@@ -123,26 +122,13 @@ fn read_all(files: &[PathBuf]) -> io::Result<u64> {
 }
 
 fn read(path: &Path) -> io::Result<u64> {
-    let (file, mut piece) = (File::open(path)?, vec![0; PIECE]);
-    let (mut at, mut count) = (0, 0);
-    loop {
-        let data = match seek(&file, SeekFrom::Data(at)) {
-            Ok(data) => data,
-            // Nothing but a hole is left.
-            Err(rustix::io::Errno::NXIO) => return Ok(count),
-            Err(e) => return Err(e.into()),
-        };
-        let hole = seek(&file, SeekFrom::Hole(data))?;
-        seek(&file, SeekFrom::Start(data))?;
-        let mut left = (&file).take(hole - data);
-        loop {
-            match left.read(&mut piece)? {
-                0 => break,
-                n => count += n as u64,
-            }
-        }
-        at = hole;
-    }
+    let file = File::open(path)?;
+    let mut count = 0;
+    sparse::parts(&file, 0, file.metadata()?.len(), |start, end| {
+        count += end - start;
+        sparse::read(&file, start, end, |_, _| Ok(()))
+    })?;
+    Ok(count)
 }
 
 #[cfg(test)]

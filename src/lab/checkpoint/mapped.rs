@@ -8,10 +8,11 @@
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::lab::qemu::MappedMemory;
-use rustix::fs::{Advice, SeekFrom, fadvise, seek};
+use crate::lab::sparse;
+use rustix::fs::{Advice, fadvise};
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The head of the file is within this: names of the machine type and of capabilities.
@@ -28,9 +29,6 @@ const MEM_SIZE: u64 = 0x04;
 
 /// The version of the layout of a block's pages that we know, and their size.
 const LAYOUT: (u32, u64) = (1, 4096);
-
-/// Copied at once.
-const PIECE: usize = 1 << 20;
 
 /// Where the guest's memory lies in a file of QEMU's.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,7 +47,8 @@ pub(super) fn split(file: &Path, memory: u64, devices: &Path) -> Result<Option<M
     let mut head = Vec::new();
     (&from).take(HEAD).read_to_end(&mut head).doing(Kind::Host, doing)?;
     let Some(pages) = pages(&head).filter(|p| p.length == memory) else { return Ok(None) };
-    let size = from.metadata().doing(Kind::Host, doing)?.len();
+    let meta = from.metadata().doing(Kind::Host, doing)?;
+    let (size, bytes) = (meta.len(), meta.blocks() * 512);
     let tail = pages.offset.saturating_add(pages.length);
     if tail >= size {
         // Cut off: let QEMU say so.
@@ -61,11 +60,12 @@ pub(super) fn split(file: &Path, memory: u64, devices: &Path) -> Result<Option<M
     let copied = || -> std::io::Result<()> {
         to.set_len(size)?;
         to.write_all_at(&head[..pages.bitmap as usize], 0)?;
-        data(&from, tail, size, |start, end| copy(&from, &to, start, end))
+        sparse::parts(&from, tail, size, |start, end| {
+            sparse::read(&from, start, end, |at, piece| to.write_all_at(piece, at))
+        })
     };
     copied().doing(Kind::Host, doing)?;
     let file = std::path::absolute(file).doing(Kind::Host, doing)?;
-    let bytes = allocated(&from).doing(Kind::Host, doing)?;
     Ok(Some(MappedMemory { file, offset: pages.offset, bytes }))
 }
 
@@ -81,48 +81,10 @@ pub(super) fn read_ahead(mapped: MappedMemory) {
 fn ask_for(mapped: &MappedMemory) -> std::io::Result<()> {
     let file = File::open(&mapped.file)?;
     let size = file.metadata()?.len();
-    data(&file, mapped.offset, size, |start, end| {
+    sparse::parts(&file, mapped.offset, size, |start, end| {
         let length = std::num::NonZeroU64::new(end - start);
         Ok(fadvise(&file, start, length, Advice::WillNeed)?)
     })
-}
-
-fn allocated(file: &File) -> std::io::Result<u64> {
-    use std::os::unix::fs::MetadataExt;
-    Ok(file.metadata()?.blocks() * 512)
-}
-
-/// Calls `each` for every piece of the file between `start` and `end` that is no hole.
-fn data(
-    file: &File,
-    start: u64,
-    end: u64,
-    mut each: impl FnMut(u64, u64) -> std::io::Result<()>,
-) -> std::io::Result<()> {
-    let mut at = start;
-    while at < end {
-        let from = match seek(file, SeekFrom::Data(at)) {
-            Ok(from) if from < end => from,
-            // Behind the last of them.
-            Ok(_) | Err(rustix::io::Errno::NXIO) => break,
-            Err(e) => return Err(e.into()),
-        };
-        at = seek(file, SeekFrom::Hole(from))?.min(end);
-        each(from, at)?;
-    }
-    Ok(())
-}
-
-fn copy(from: &File, to: &File, start: u64, end: u64) -> std::io::Result<()> {
-    let mut buffer = vec![0; PIECE.min((end - start) as usize)];
-    let mut at = start;
-    while at < end {
-        let piece = &mut buffer[..PIECE.min((end - at) as usize)];
-        from.read_exact_at(piece, at)?;
-        to.write_all_at(piece, at)?;
-        at += piece.len() as u64;
-    }
-    Ok(())
 }
 
 /// Reads the head of the file as far as its first block of memory, which is the guest's.

@@ -195,7 +195,7 @@ fn collect(layers: &Layers, max: Option<u64>, all: bool) -> Result<String> {
         false => Space { max, ..Space::default() }.limit(bytes(&there), layers.free()?),
     };
     // Where all that may go is not enough, all that may go goes.
-    let order = |limit| budget::evict(&there, &[], true, 0, limit);
+    let order = |limit| budget::evict(&there, None, &[], true, 0, limit);
     let held: Vec<Layer> = there.iter().filter(|l| l.in_use).cloned().collect();
     let gone = order(limit).or_else(|| order(bytes(&held).max(limit))).unwrap_or_default();
     let mut said = String::new();

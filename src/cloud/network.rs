@@ -73,6 +73,8 @@ pub struct Port {
     pub mac_address: String,
     pub device_owner: String,
     #[serde(default)]
+    pub device_id: String,
+    #[serde(default)]
     pub fixed_ips: Vec<FixedIp>,
     /// `ovs`, `unbound`, `binding_failed`.
     #[serde(rename = "binding:vif_type")]

@@ -23,7 +23,7 @@ pub struct Credentials {
 }
 
 /// The services that are spoken to, with the version of each API that is spoken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Service {
     Identity,
     Image,

@@ -1,12 +1,13 @@
 //! Which layers are kept when space is short. Pure: asked before anything is made or removed.
 //!
 //! A layer of the last stage is worth most, for it makes a run that changed nothing short; then
-//! the deepest, for it leaves the least to be done again. Between layers of one worth the one that
-//! was used longest ago goes first. One in use never goes.
+//! the deepest, for it leaves the least to be done again. One that a younger of its lab and stage
+//! took the place of is worth least. Between layers of one worth the one that was used longest ago
+//! goes first. One in use never goes.
 
 use super::inputs::Key;
 use super::rungs::Rung;
-use super::store::Layer;
+use super::store::{About, Layer};
 use super::usage::Usage;
 use crate::lab::spec::GIB;
 
@@ -45,6 +46,26 @@ pub fn estimate(layers: &[Layer], lab: &str, stage: &str, memory: u64) -> u64 {
     last.map_or(memory / 100 * OF_MEMORY, |l| l.usage.bytes())
 }
 
+/// The run that layers are kept for.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'r> {
+    pub lab: &'r str,
+    pub rungs: &'r [Rung],
+}
+
+/// Whether the inputs of a layer's stage are others by now, as far as can be told without asking
+/// every lab: a younger one was made, or the present `run` would make one.
+fn is_outlived(layer: &Layer, layers: &[Layer], run: Option<Run>) -> bool {
+    let About { lab, stage, created, .. } = &layer.about;
+    let younger = |other: &Layer| {
+        let About { lab: its, stage: of, created: when, .. } = &other.about;
+        (its, of) == (lab, stage) && when > created
+    };
+    let other = |rung: &Rung| rung.stage.name == stage && rung.key != layer.key;
+    layers.iter().any(younger)
+        || run.is_some_and(|run| run.lab == lab && run.rungs.iter().any(other))
+}
+
 /// A layer that a run could make, and what it is expected to take.
 #[derive(Clone, Debug)]
 pub struct Wanted<'r> {
@@ -54,10 +75,16 @@ pub struct Wanted<'r> {
 
 /// Of the layers that a run could make those that there will be room for: the last stage's first,
 /// then the deepest. To be asked before the run, so that it stops only where something is kept.
-pub fn choose<'r>(layers: &[Layer], wanted: Vec<Wanted<'r>>, limit: u64) -> Vec<&'r Rung> {
+pub fn choose<'r>(
+    layers: &[Layer],
+    run: Run,
+    wanted: Vec<Wanted<'r>>,
+    limit: u64,
+) -> Vec<&'r Rung> {
     let own: Vec<&Key> = wanted.iter().map(|w| &w.rung.key).collect();
     // What is there already takes its room, and needs no making.
-    let stays = |l: &&Layer| l.in_use || l.about.last || own.contains(&&l.key);
+    let is_worth = |l: &Layer| l.about.last && !is_outlived(l, layers, Some(run));
+    let stays = |l: &&Layer| l.in_use || is_worth(l) || own.contains(&&l.key);
     let mut room = limit.saturating_sub(together(layers.iter().filter(stays)));
     // The last stage may take the place of another lab's last stage, though of none in use.
     let room_of_last = limit.saturating_sub(together(layers.iter().filter(|l| l.in_use)));
@@ -74,21 +101,27 @@ pub fn choose<'r>(layers: &[Layer], wanted: Vec<Wanted<'r>>, limit: u64) -> Vec<
 }
 
 /// Which layers must go before one that takes `bytes` is made, least worth first; `None` where even
-/// that would not do. `own` are the present run's and stay; `last` says whether it is of the last
-/// stage: only then another's last stage may go for it.
+/// that would not do. `own` are those that the present `run` makes, and stay; `last` says whether it
+/// is of the last stage: only then a last stage's may go for it, but for one that is outlived.
 pub fn evict(
     layers: &[Layer],
+    run: Option<Run>,
     own: &[Key],
     last: bool,
     bytes: u64,
     limit: u64,
 ) -> Option<Vec<Key>> {
-    let may_go = |l: &&Layer| !l.in_use && !own.contains(&l.key) && (last || !l.about.last);
-    let mut candidates: Vec<&Layer> = layers.iter().filter(may_go).collect();
-    candidates.sort_by_key(|l| (l.about.last, l.used, l.about.rank));
+    let stays = |l: &Layer| l.in_use || own.contains(&l.key);
+    let mut candidates: Vec<(bool, &Layer)> = layers
+        .iter()
+        .filter(|l| !stays(l))
+        .map(|l| (!is_outlived(l, layers, run), l))
+        .filter(|(worth, l)| last || !l.about.last || !worth)
+        .collect();
+    candidates.sort_by_key(|(worth, l)| (*worth, l.about.last, l.used, l.about.rank));
     let mut left: Vec<&Layer> = layers.iter().collect();
     let mut gone = Vec::new();
-    let mut candidates = candidates.into_iter();
+    let mut candidates = candidates.into_iter().map(|(_, layer)| layer);
     while together(left.iter().copied()).saturating_add(bytes) > limit {
         let next = candidates.next()?;
         left.retain(|l| l.key != next.key);
@@ -106,7 +139,6 @@ mod tests {
     use super::*;
     use crate::engine::plan::Stage;
     use crate::layers::inputs::Inputs;
-    use crate::layers::store::About;
     use std::path::PathBuf;
     use std::time::{Duration, SystemTime};
 
@@ -139,13 +171,14 @@ mod tests {
     }
 
     fn rung(lab: &str, rank: usize) -> Rung {
-        let stage = Stage { rank, name: "s" };
+        let names = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+        let stage = Stage { rank, name: names[rank] };
         let key = key(&format!("{lab} {rank}"));
         Rung { stage, key, inputs: Inputs::default() }
     }
 
     fn evicted(layers: &[Layer], last: bool, gib: u64, limit: u64) -> Option<Vec<usize>> {
-        let gone = evict(layers, &[], last, gib * GIB, limit * GIB)?;
+        let gone = evict(layers, None, &[], last, gib * GIB, limit * GIB)?;
         let rank = |k: &Key| layers.iter().find(|l| l.key == *k).unwrap().about.rank;
         Some(gone.iter().map(rank).collect())
     }
@@ -186,9 +219,9 @@ mod tests {
         let mut layers = [layer("a", 1, 2, 9), layer("a", 2, 2, 8), layer("a", 3, 2, 7)];
         layers[0].in_use = true;
         let own = [layers[1].key.clone()];
-        let gone = evict(&layers, &own, true, 2 * GIB, 6 * GIB).unwrap();
+        let gone = evict(&layers, None, &own, true, 2 * GIB, 6 * GIB).unwrap();
         assert_eq!(gone, [layers[2].key.clone()]);
-        assert_eq!(evict(&layers, &own, true, 3 * GIB, 6 * GIB), None);
+        assert_eq!(evict(&layers, None, &own, true, 3 * GIB, 6 * GIB), None);
     }
 
     #[test]
@@ -201,10 +234,26 @@ mod tests {
         assert_eq!(evicted(&layers, false, 3, 10), Some(vec![1, 2]));
     }
 
+    #[test]
+    fn what_a_younger_one_took_the_place_of_goes_first_were_it_of_the_last_stage() {
+        let mut layers = [layer("a", LAST, 2, 50), layer("a", 1, 2, 90), layer("a", LAST, 2, 10)];
+        layers[0].key = key("before");
+        let gone = |run, last| evict(&layers, run, &[], last, 4 * GIB, 6 * GIB);
+        let old = &layers[0].key;
+        assert_eq!(gone(None, false).unwrap(), [old.clone(), layers[1].key.clone()]);
+        // To a run that would make other layers of these stages all three are old.
+        let rungs = [rung("changed", 1), rung("changed", LAST)];
+        let run = Some(Run { lab: "a", rungs: &rungs });
+        let all = |run| evict(&layers, run, &[], false, 6 * GIB, 6 * GIB).map(|gone| gone.len());
+        assert_eq!((all(run), all(None)), (Some(3), None));
+        assert_eq!(all(Some(Run { lab: "b", rungs: &rungs })), None);
+    }
+
     fn chosen(layers: &[Layer], sizes: &[(usize, u64)], limit: u64) -> Vec<usize> {
         let rungs: Vec<(Rung, u64)> = sizes.iter().map(|&(r, b)| (rung("new", r), b)).collect();
         let wanted = rungs.iter().map(|(rung, gib)| Wanted { rung, bytes: gib * GIB }).collect();
-        choose(layers, wanted, limit * GIB).iter().map(|r| r.stage.rank).collect()
+        let run = Run { lab: "new", rungs: &[] };
+        choose(layers, run, wanted, limit * GIB).iter().map(|r| r.stage.rank).collect()
     }
 
     #[test]

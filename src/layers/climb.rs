@@ -1,6 +1,6 @@
 //! From the deepest layer that serves to the last stage, keeping layers on the way.
 
-use super::budget::{self, Space, Wanted};
+use super::budget::{self, Run, Space, Wanted};
 use super::rungs::Rung;
 use super::store::{Held, Layer, Layers, Made};
 use super::why::{Standing, standing};
@@ -221,7 +221,7 @@ impl Climb<'_> {
             |rungs: Vec<&Rung>| rungs.iter().map(|r| r.stage.name).collect::<Vec<_>>().join(", ");
         let limit = self.limit(layers, &there)?;
         let all: Vec<&Rung> = wanted.iter().map(|w| w.rung).collect();
-        let chosen = budget::choose(&there, wanted, limit);
+        let chosen = budget::choose(&there, self.run(), wanted, limit);
         let not: Vec<&Rung> =
             all.into_iter().filter(|r| !chosen.iter().any(|c| c.key == r.key)).collect();
         if !not.is_empty() {
@@ -232,6 +232,10 @@ impl Climb<'_> {
             ));
         }
         Ok(chosen)
+    }
+
+    fn run(&self) -> Run<'_> {
+        Run { lab: self.lab, rungs: self.rungs }
     }
 
     fn limit(&self, layers: &Layers, there: &[Layer]) -> Result<u64> {
@@ -257,7 +261,7 @@ impl Climb<'_> {
             Ok(())
         };
         let limit = self.limit(layers, &there)?;
-        let Some(gone) = budget::evict(&there, &own, last, bytes, limit) else {
+        let Some(gone) = budget::evict(&there, Some(self.run()), &own, last, bytes, limit) else {
             return skip(format!("{} are needed, layers may take {}", Bytes(bytes), Bytes(limit)));
         };
         for key in gone {

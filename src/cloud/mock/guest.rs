@@ -58,7 +58,7 @@ impl State {
     fn router_answers(&self) -> bool {
         let has_gateway =
             self.of("ports").iter().any(|p| p["device_owner"] == "network:router_gateway");
-        let dead = self.faults.router_dies && !self.of("floatingips").is_empty();
+        let dead = self.faults.router_dies && self.floating_attached();
         has_gateway && !dead
     }
 

@@ -50,7 +50,7 @@ pub struct Faults {
     pub never_up: bool,
     /// Pings are answered though no rule lets them in.
     pub leaky: bool,
-    /// The router stops answering once the floating IP exists.
+    /// The router stops answering once the floating IP is the instance's.
     pub router_dies: bool,
     /// The guest panics during the window of silence.
     pub panics_while_silent: bool,

@@ -16,12 +16,14 @@ use crate::secret::Secret;
 use crate::wait::{Patience, Poll};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 /// How many lines of an instance's console are read at a time.
 const CONSOLE_LINES: u32 = 600;
 
-/// Filled step by step; a step that finds empty what it needs is a defect of the story.
+/// Filled by the checks, each place once; a check that finds empty what it needs is a defect of the
+/// story.
 pub struct Context {
     pub inputs: ProofInputs,
     pub world: World,
@@ -31,29 +33,29 @@ pub struct Context {
     /// What only an instance of this run can know.
     pub(super) nonce: String,
     pub(super) ledger: Ledger,
-    logs: BTreeMap<String, String>,
+    logs: Mutex<BTreeMap<String, String>>,
 
-    pub(super) admin: Option<Session>,
+    pub(super) admin: OnceLock<Session>,
     /// The ordinary user whose project everything is made in.
-    pub(super) member: Option<Session>,
+    pub(super) member: OnceLock<Session>,
     /// Somebody of another project.
-    pub(super) stranger: Option<Session>,
-    pub(super) public: Option<Network>,
-    pub(super) flavor: Option<String>,
-    pub(super) image: Option<String>,
-    pub(super) key: Option<KeyPair>,
-    pub(super) network: Option<Network>,
-    pub(super) subnet: Option<String>,
-    pub(super) router: Option<String>,
-    pub(super) router_address: Option<Ipv4Addr>,
-    pub(super) group: Option<String>,
-    pub(super) server: Option<String>,
-    pub(super) host: Option<String>,
-    pub(super) port: Option<InstancePort>,
-    pub(super) dhcp: Option<Ipv4Addr>,
-    pub(super) vxlan: Option<Watch>,
-    pub(super) floating: Option<Floating>,
-    pub(super) guest: Option<Guest>,
+    pub(super) stranger: OnceLock<Session>,
+    pub(super) public: OnceLock<Network>,
+    pub(super) flavor: OnceLock<String>,
+    pub(super) image: OnceLock<String>,
+    pub(super) key: OnceLock<KeyPair>,
+    pub(super) network: OnceLock<Network>,
+    pub(super) subnet: OnceLock<String>,
+    pub(super) router: OnceLock<String>,
+    pub(super) router_address: OnceLock<Ipv4Addr>,
+    pub(super) group: OnceLock<String>,
+    pub(super) server: OnceLock<String>,
+    pub(super) host: OnceLock<String>,
+    pub(super) port: OnceLock<InstancePort>,
+    pub(super) dhcp: OnceLock<Ipv4Addr>,
+    pub(super) vxlan: OnceLock<Watch>,
+    pub(super) floating: OnceLock<Floating>,
+    pub(super) guest: OnceLock<Guest>,
 }
 
 #[derive(Clone, Debug)]
@@ -89,26 +91,26 @@ impl Context {
             run: fresh(4)?,
             nonce: fresh(16)?,
             ledger: Ledger::default(),
-            logs: BTreeMap::new(),
-            admin: None,
-            member: None,
-            stranger: None,
-            public: None,
-            flavor: None,
-            image: None,
-            key: None,
-            network: None,
-            subnet: None,
-            router: None,
-            router_address: None,
-            group: None,
-            server: None,
-            host: None,
-            port: None,
-            dhcp: None,
-            vxlan: None,
-            floating: None,
-            guest: None,
+            logs: Mutex::default(),
+            admin: OnceLock::new(),
+            member: OnceLock::new(),
+            stranger: OnceLock::new(),
+            public: OnceLock::new(),
+            flavor: OnceLock::new(),
+            image: OnceLock::new(),
+            key: OnceLock::new(),
+            network: OnceLock::new(),
+            subnet: OnceLock::new(),
+            router: OnceLock::new(),
+            router_address: OnceLock::new(),
+            group: OnceLock::new(),
+            server: OnceLock::new(),
+            host: OnceLock::new(),
+            port: OnceLock::new(),
+            dhcp: OnceLock::new(),
+            vxlan: OnceLock::new(),
+            floating: OnceLock::new(),
+            guest: OnceLock::new(),
             inputs,
             world,
         })
@@ -184,7 +186,7 @@ impl Context {
     }
 
     /// The instance's console now; kept among the logs.
-    pub(super) async fn read_console(&mut self) -> Result<String> {
+    pub(super) async fn read_console(&self) -> Result<String> {
         let text = self.console_text().await?;
         self.keep_console(&text);
         Ok(text)
@@ -194,10 +196,15 @@ impl Context {
         Ok(Compute(self.member()?).console(self.server()?, CONSOLE_LINES).await?)
     }
 
-    pub(super) fn keep_console(&mut self, text: &str) {
+    pub(super) fn keep_console(&self, text: &str) {
         if !text.is_empty() {
-            self.logs.insert("instance-console.log".into(), self.inputs.redactor.clean(text));
+            self.logs().insert("instance-console.log".into(), self.inputs.redactor.clean(text));
         }
+    }
+
+    /// A poisoned lock is passed over: whole texts are put in.
+    fn logs(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.logs.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Ends the wait for an instance whose port can never carry traffic.
@@ -229,8 +236,8 @@ impl Context {
         console::fatal(&self.console_text().await.ok()?)
     }
 
-    pub(super) fn take_logs(&mut self) -> Vec<(String, String)> {
-        std::mem::take(&mut self.logs).into_iter().collect()
+    pub(super) fn take_logs(&self) -> Vec<(String, String)> {
+        std::mem::take(&mut *self.logs()).into_iter().collect()
     }
 }
 
@@ -240,10 +247,15 @@ fn fresh(bytes: usize) -> Result<String> {
     Ok(random.reveal().to_owned())
 }
 
-pub(super) fn known<'a, T>(slot: &'a Option<T>, what: &str) -> Result<&'a T> {
-    slot.as_ref().ok_or_else(|| {
+pub(super) fn known<'a, T>(place: &'a OnceLock<T>, what: &str) -> Result<&'a T> {
+    place.get().ok_or_else(|| {
         Error::internal(format!("{what} is not known: a check lacks a `needs` in the story"))
     })
+}
+
+pub(super) fn fill<T>(place: &OnceLock<T>, value: T) -> Result<()> {
+    let twice = |_| Error::internal("two checks of the story find out the same");
+    place.set(value).map_err(twice)
 }
 
 /// What an API error means to a poll: servers that are busy or starting may yet answer, a refusal

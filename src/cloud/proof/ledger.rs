@@ -4,14 +4,17 @@ use crate::cloud::compute::Compute;
 use crate::cloud::http::ApiError;
 use crate::cloud::network::Net;
 use crate::cloud::session::{Service, Session};
-use crate::wait::{Death, Patience, Poll};
+use crate::wait::{Death, Patience, Poll, together};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Things in the order of their making; deleted in the opposite order, each by whom it was made.
+/// Things in the order of their making; those of a service are deleted in the opposite order, each
+/// by whom it was made.
 #[derive(Default)]
-pub struct Ledger(Vec<Made>);
+pub struct Ledger(Mutex<Vec<Made>>);
 
 struct Made {
     what: String,
@@ -39,51 +42,96 @@ pub struct Cleared {
 }
 
 impl Ledger {
-    pub fn add(&mut self, by: &Session, what: impl Into<String>, service: Service, path: String) {
-        self.0.push(Made { what: what.into(), by: by.clone(), thing: Thing::At(service, path) });
+    pub fn add(&self, by: &Session, what: impl Into<String>, service: Service, path: String) {
+        self.lock().push(Made {
+            what: what.into(),
+            by: by.clone(),
+            thing: Thing::At(service, path),
+        });
     }
-    pub fn add_interface(&mut self, by: &Session, router: &str, subnet: &str) {
+    pub fn add_interface(&self, by: &Session, router: &str, subnet: &str) {
         let thing = Thing::Interface { router: router.into(), subnet: subnet.into() };
-        self.0.push(Made { what: "router interface".into(), by: by.clone(), thing });
+        self.lock().push(Made { what: "router interface".into(), by: by.clone(), thing });
     }
-    pub fn add_project(&mut self, by: &Session, name: &str, id: &str) {
+    pub fn add_project(&self, by: &Session, name: &str, id: &str) {
         let thing = Thing::Project(id.into());
-        self.0.push(Made { what: format!("project {name}"), by: by.clone(), thing });
+        self.lock().push(Made { what: format!("project {name}"), by: by.clone(), thing });
     }
-    pub fn add_disabled(&mut self, by: &Session, what: impl Into<String>, id: &str) {
-        self.0.push(Made { what: what.into(), by: by.clone(), thing: Thing::Disabled(id.into()) });
+    pub fn add_disabled(&self, by: &Session, what: impl Into<String>, id: &str) {
+        self.lock().push(Made {
+            what: what.into(),
+            by: by.clone(),
+            thing: Thing::Disabled(id.into()),
+        });
     }
 
-    /// Deletes everything. What fails is told and does not keep the rest from being tried.
-    pub async fn clear(&mut self, patience: &Patience, death: &Death) -> Cleared {
-        let mut cleared = Cleared::default();
-        while let Some(Made { what, by, thing }) = self.0.pop() {
-            let result = match thing {
-                Thing::Interface { router, subnet } => {
-                    remove_interface(&by, &router, &subnet, patience, death).await
-                }
-                Thing::At(service, path) => {
-                    remove(&by, &what, service, &path, patience, death).await
-                }
-                Thing::Disabled(id) => enable(&by, &what, &id, patience, death).await,
-                Thing::Project(id) => {
-                    for left in sweep(&by, &id, patience, death).await {
-                        cleared.leftovers.push(format!("{left} in {what}"));
-                    }
-                    let path = format!("/projects/{id}");
-                    remove(&by, &what, Service::Identity, &path, patience, death).await
-                }
-            };
-            match result {
-                Ok(()) => cleared.gone.push(what),
-                Err(e) => {
-                    let why = e.evidence_lines().join("; ");
-                    cleared.leftovers.push(format!("{what}: {e} {why}").trim_end().to_owned());
-                }
-            }
+    /// Deletes everything, services beside each other: what is in use by another's is waited for
+    /// where it is refused. What fails is told and does not keep the rest from being tried.
+    pub async fn clear(&self, patience: &Patience, death: &Death) -> Cleared {
+        let mut lanes: BTreeMap<Service, Vec<Made>> = BTreeMap::new();
+        for made in std::mem::take(&mut *self.lock()).into_iter().rev() {
+            lanes.entry(made.thing.service()).or_default().push(made);
         }
+        // The others were made by its users, who are asked to delete them.
+        let users = lanes.remove(&Service::Identity).unwrap_or_default();
+        let mut cleared = Cleared::default();
+        for lane in together(lanes.into_values().map(|l| clear(l, patience, death))).await {
+            cleared.extend(lane);
+        }
+        cleared.extend(clear(users, patience, death).await);
         cleared
     }
+
+    /// A poisoned lock is passed over: things come and go whole.
+    fn lock(&self) -> MutexGuard<'_, Vec<Made>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Thing {
+    fn service(&self) -> Service {
+        match self {
+            Thing::At(service, _) => *service,
+            Thing::Disabled(_) => Service::Compute,
+            Thing::Interface { .. } => Service::Network,
+            Thing::Project(_) => Service::Identity,
+        }
+    }
+}
+
+impl Cleared {
+    fn extend(&mut self, other: Cleared) {
+        self.gone.extend(other.gone);
+        self.leftovers.extend(other.leftovers);
+    }
+}
+
+async fn clear(lane: Vec<Made>, patience: &Patience, death: &Death) -> Cleared {
+    let mut cleared = Cleared::default();
+    for Made { what, by, thing } in lane {
+        let result = match thing {
+            Thing::Interface { router, subnet } => {
+                remove_interface(&by, &router, &subnet, patience, death).await
+            }
+            Thing::At(service, path) => remove(&by, &what, service, &path, patience, death).await,
+            Thing::Disabled(id) => enable(&by, &what, &id, patience, death).await,
+            Thing::Project(id) => {
+                for left in sweep(&by, &id, patience, death).await {
+                    cleared.leftovers.push(format!("{left} in {what}"));
+                }
+                let path = format!("/projects/{id}");
+                remove(&by, &what, Service::Identity, &path, patience, death).await
+            }
+        };
+        match result {
+            Ok(()) => cleared.gone.push(what),
+            Err(e) => {
+                let why = e.evidence_lines().join("; ");
+                cleared.leftovers.push(format!("{what}: {e} {why}").trim_end().to_owned());
+            }
+        }
+    }
+    cleared
 }
 
 const NOMINAL: Duration = Duration::from_secs(60);

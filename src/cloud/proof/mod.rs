@@ -1,8 +1,8 @@
 //! The proof that a cloud works, seen from outside.
 //!
-//! [`story`] lists the checks in order; each is a small function over the [`Context`], and ends as
-//! pass, fail or skip. A check whose ground did not hold is skipped with the name of what failed,
-//! never passed. What was made is deleted and seen gone whatever happened before.
+//! [`story`] lists the checks with what each stands on; each is a small function over the
+//! [`Context`], and ends as pass, fail or skip. Those that do not wait for each other run at once. A
+//! check whose ground did not hold is skipped with the name of what failed, never passed. What was made is deleted and seen gone whatever happened before.
 
 mod checks;
 pub mod console;
@@ -25,9 +25,10 @@ pub use inputs::{Daemon, Image, ProofInputs, Subnets, World};
 
 use crate::error::{Error, Kind, Result};
 use crate::event::{Check, Event, Status};
-use crate::wait::Death;
+use crate::wait::{Death, together};
 use std::collections::BTreeMap;
 use story::{Finding, Step};
+use tokio::sync::SetOnce;
 use tokio::time::Instant;
 
 /// What the proof came to.
@@ -82,45 +83,69 @@ pub async fn prove(inputs: ProofInputs, world: World) -> Result<Outcome> {
     tell(story::STORY, inputs, world).await
 }
 
-async fn tell(story: &[Step], inputs: ProofInputs, world: World) -> Result<Outcome> {
-    let mut context = Context::new(inputs, world)?;
-    let (mut checks, mut left_out, mut kind) = (Vec::new(), Vec::new(), None);
-    // What did not pass, with the check at its root.
-    let mut broken: BTreeMap<&str, &str> = BTreeMap::new();
+/// A check that ended.
+struct Told {
+    check: Check,
+    /// Of its failure.
+    kind: Option<Kind>,
+    /// The check that it did not pass for: itself, or one that it stands on.
+    root: Option<&'static str>,
+}
+
+/// Runs each step as soon as those that it waits for have ended.
+async fn tell(story: &'static [Step], inputs: ProofInputs, world: World) -> Result<Outcome> {
+    let context = Context::new(inputs, world)?;
+    let mut left_out = Vec::new();
+    let mut ends: BTreeMap<&str, SetOnce<Told>> = BTreeMap::new();
     for step in story {
-        if let Some(reason) = story::no_place(step, &context.inputs) {
-            left_out.push((step.name.to_owned(), reason.to_owned()));
-            continue;
+        match story::no_place(step, &context.inputs) {
+            Some(reason) => left_out.push((step.name.to_owned(), reason.to_owned())),
+            None => drop(ends.insert(step.name, SetOnce::new())),
         }
-        let start = Instant::now();
-        let ground = step.needs.iter().find_map(|need| broken.get(need));
-        let found = match ground {
-            Some(root) => Ok(Finding::Skip(format!("`{root}` did not pass"))),
-            None => (step.run)(&mut context).await,
-        };
-        let (status, evidence) = match found {
-            Ok(Finding::Pass(seen)) => (Status::Pass, seen),
-            Ok(Finding::Skip(reason)) => (Status::Skip, reason),
-            Err(e) => {
-                if kind.is_none() {
-                    kind = Some(fault(&e));
-                }
-                (Status::Fail, explained(&e))
-            }
-        };
-        if status != Status::Pass {
-            broken.insert(step.name, ground.copied().unwrap_or(step.name));
-        }
-        let check = Check {
-            name: step.name.into(),
-            status,
-            seconds: start.elapsed().as_secs_f64(),
-            evidence: context.inputs.redactor.clean(&evidence),
-        };
-        context.inputs.patience.events.send(Event::Check(check.clone()));
-        checks.push(check);
     }
+    let last = story.last().map(|step| step.name);
+    let (all, context) = (&ends, &context);
+    let one = |step: &'static Step| async move {
+        let Some(end) = all.get(step.name) else { return };
+        let others = story.iter().map(|other| other.name).filter(|_| last == Some(step.name));
+        let before = step.needs.iter().chain(step.spares).copied().chain(others);
+        for other in before.filter(|other| *other != step.name).filter_map(|other| all.get(other)) {
+            other.wait().await;
+        }
+        let root_of = |need: &&str| all.get(need)?.get()?.root;
+        let told = run(step, step.needs.iter().find_map(root_of), context).await;
+        context.inputs.patience.events.send(Event::Check(told.check.clone()));
+        // Each step runs once.
+        let _ = end.set(told);
+    };
+    together(story.iter().map(one)).await;
+    let told: Vec<Told> =
+        story.iter().filter_map(|step| ends.remove(step.name)?.into_inner()).collect();
+    let kind = told.iter().find_map(|told| told.kind);
+    let checks = told.into_iter().map(|told| told.check).collect();
     Ok(Outcome { checks, left_out, kind, logs: context.take_logs() })
+}
+
+/// Runs a step, unless a check that it stands on did not pass for the sake of `root`.
+async fn run(step: &'static Step, root: Option<&'static str>, context: &Context) -> Told {
+    let start = Instant::now();
+    let found = match root {
+        Some(root) => Ok(Finding::Skip(format!("`{root}` did not pass"))),
+        None => (step.run)(context).await,
+    };
+    let (status, evidence, kind) = match found {
+        Ok(Finding::Pass(seen)) => (Status::Pass, seen, None),
+        Ok(Finding::Skip(reason)) => (Status::Skip, reason, None),
+        Err(e) => (Status::Fail, explained(&e), Some(fault(&e))),
+    };
+    let check = Check {
+        name: step.name.into(),
+        status,
+        seconds: start.elapsed().as_secs_f64(),
+        evidence: context.inputs.redactor.clean(&evidence),
+    };
+    let root = (status != Status::Pass).then_some(root.unwrap_or(step.name));
+    Told { check, kind, root }
 }
 
 /// What kind of failure an error of a check is: a wait in vain or a refusal is the cloud's, what is

@@ -4,6 +4,8 @@ use super::*;
 use crate::cloud::mock::{ADMIN_PASSWORD, Faults, Mock};
 use crate::event::Events;
 use crate::wait::{Death, Life};
+use std::sync::LazyLock;
+use tokio::sync::Barrier;
 
 struct Told {
     outcome: Outcome,
@@ -103,18 +105,64 @@ async fn a_cloud_that_works_passes_every_check_and_is_left_clean() {
     named("S4.3 flavors are the administrator's", "os-flavor-manage:create");
 }
 
-#[tokio::test(start_paused = true)]
-async fn checks_are_events_in_the_order_of_the_story() {
-    let told = told(Faults::default()).await;
-    let sent: Vec<&str> = told
-        .events
-        .iter()
-        .filter_map(|e| match e {
+impl Told {
+    /// The checks as they ended.
+    fn ended(&self) -> Vec<&str> {
+        let checks = self.events.iter().filter_map(|e| match e {
             Event::Check(c) => Some(c.name.as_str()),
             _ => None,
-        })
-        .collect();
-    assert_eq!(sent, story::STORY.iter().map(|s| s.name).collect::<Vec<_>>());
+        });
+        checks.collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_check_is_one_event_and_comes_after_those_that_it_waits_for() {
+    for faults in [Faults::default(), Faults { leaky: true, ..Faults::default() }] {
+        let told = told(faults).await;
+        let ended = told.ended();
+        assert_eq!(ended.len(), story::STORY.len());
+        let at = |name: &str| ended.iter().position(|n| *n == name).expect(name);
+        for step in story::STORY {
+            for before in step.needs.iter().chain(step.spares) {
+                assert!(at(before) < at(step.name), "{before} < {}", step.name);
+            }
+        }
+        assert_eq!(*ended.last().unwrap(), CLEANUP);
+        let told: Vec<&str> = told.outcome.checks.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(told, story::STORY.iter().map(|s| s.name).collect::<Vec<_>>());
+    }
+}
+
+/// Two checks that pass only at once, one that spares a failed one, and one that needs it.
+#[tokio::test(start_paused = true)]
+async fn independent_checks_run_at_once_and_a_spared_one_may_fail() {
+    static MEET: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(2));
+    async fn meet(_: &Context) -> Result<Finding> {
+        MEET.wait().await;
+        Ok(Finding::Pass("met".into()))
+    }
+    async fn fail(_: &Context) -> Result<Finding> {
+        Err(Error::new(Kind::Proof, "on purpose"))
+    }
+    async fn pass(_: &Context) -> Result<Finding> {
+        Ok(Finding::Pass("seen".into()))
+    }
+    const STORY: &[Step] = story::story! {
+        "one" => meet;
+        "other" => meet;
+        "broken" => fail;
+        "careful" sparing ["broken"] => pass;
+        "on it" after ["broken"] => pass;
+        "last" => pass;
+    };
+    let mock = Mock::new();
+    let inputs = mock.inputs("x".as_ref(), Events::silent(), Death::never());
+    let outcome = tell(STORY, inputs, mock.world()).await.unwrap();
+    let ended: Vec<Status> = outcome.checks.iter().map(|c| c.status).collect();
+    use Status::{Fail, Pass, Skip};
+    assert_eq!(ended, [Pass, Pass, Fail, Pass, Skip, Pass]);
+    assert_eq!(outcome.first_failure().unwrap().name, "broken");
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use super::{pass, wrong};
 use crate::cloud::compute::Compute;
 use crate::cloud::network::Net;
-use crate::cloud::proof::context::{Context, unless_refused};
+use crate::cloud::proof::context::{Context, fill, unless_refused};
 use crate::cloud::proof::inputs::Daemon;
 use crate::cloud::proof::story::Finding;
 use crate::cloud::url::Url;
@@ -12,18 +12,18 @@ use crate::wait::Poll;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-pub async fn token(c: &mut Context) -> Result<Finding> {
+pub async fn token(c: &Context) -> Result<Finding> {
     let session = c.login(c.inputs.admin.clone()).await?;
     let roles = session.roles();
     if !roles.iter().any(|r| r == "admin") {
         return Err(wrong(format!("`{}` has no role admin, but: {roles:?}", session.user())));
     }
     let seen = format!("`{}` got a token with roles {}", session.user(), roles.join(", "));
-    c.admin = Some(session);
+    fill(&c.admin, session)?;
     pass(seen)
 }
 
-pub async fn catalog(c: &mut Context) -> Result<Finding> {
+pub async fn catalog(c: &Context) -> Result<Finding> {
     let admin = c.admin()?;
     let catalog = admin.catalog();
     let (mut faults, mut seen) = (Vec::new(), Vec::new());
@@ -67,7 +67,7 @@ async fn answers(c: &Context, url: &str) -> Result<u16> {
     Ok(reply.status)
 }
 
-pub async fn agents(c: &mut Context) -> Result<Finding> {
+pub async fn agents(c: &Context) -> Result<Finding> {
     let admin = c.admin()?;
     let expected = &c.inputs.agents;
     // Heartbeats come every 30 s: agents that are starting get two of them.
@@ -90,7 +90,7 @@ pub async fn agents(c: &mut Context) -> Result<Finding> {
     .map(Finding::Pass)
 }
 
-pub async fn compute_services(c: &mut Context) -> Result<Finding> {
+pub async fn compute_services(c: &Context) -> Result<Finding> {
     let admin = c.admin()?;
     let expected = &c.inputs.compute_services;
     let services = c

@@ -4,7 +4,7 @@ use super::{pass, people, reach, wrong};
 use crate::cloud::compute::{Compute, NewServer, Server};
 use crate::cloud::network::Net;
 use crate::cloud::proof::console;
-use crate::cloud::proof::context::{Context, InstancePort, known, unless_refused};
+use crate::cloud::proof::context::{Context, InstancePort, fill, known, unless_refused};
 use crate::cloud::proof::story::Finding;
 use crate::cloud::proof::vxlan::{self, Watch};
 use crate::cloud::session::{Service, Session};
@@ -14,12 +14,12 @@ use serde_json::json;
 use tokio::time::Instant;
 
 /// Asks for it.
-pub async fn accepted(c: &mut Context) -> Result<Finding> {
-    let (member, admin) = (c.member()?.clone(), c.admin()?.clone());
-    keep_off_network_node(c, &admin).await?;
+pub async fn accepted(c: &Context) -> Result<Finding> {
+    let (member, admin) = (c.member()?, c.admin()?);
+    keep_off_network_node(c, admin).await?;
     // A script, because that is the only user-data CirrOS takes; it does nothing.
     let user_data = base64(format!("#!/bin/sh\n# nonce {}\nexit 0\n", c.nonce).as_bytes());
-    let id = Compute(&member)
+    let id = Compute(member)
         .create_server(&NewServer {
             name: &format!("proof-{}", c.run),
             image: known(&c.image, "the image")?,
@@ -31,24 +31,24 @@ pub async fn accepted(c: &mut Context) -> Result<Finding> {
             metadata: json!({"nonce": c.nonce}),
         })
         .await?;
-    c.ledger.add(&member, "server", Service::Compute, format!("/servers/{id}"));
-    c.server = Some(id.clone());
+    c.ledger.add(member, "server", Service::Compute, format!("/servers/{id}"));
+    fill(&c.server, id.clone())?;
     pass(format!("server {id}"))
 }
 
-pub async fn active(c: &mut Context) -> Result<Finding> {
-    let admin = c.admin()?.clone();
+pub async fn active(c: &Context) -> Result<Finding> {
+    let admin = c.admin()?;
     let id = c.server()?.to_owned();
     // The image is copied to the host first.
     let nominal = 40 + c.inputs.image.virtual_size / (100 << 20);
-    let server = until_active(c, &admin, &id, "the server to be active", nominal).await?;
+    let server = until_active(c, admin, &id, "the server to be active", nominal).await?;
     let (host, hosts) = (server.host.unwrap_or_default(), hosts(c));
     if !hosts.contains(&host.as_str()) {
         let hosts = hosts.join("` or `");
         return Err(wrong(format!("it runs on `{host}` instead of `{hosts}`")));
     }
     let seen = format!("ACTIVE on {host}");
-    c.host = Some(host);
+    fill(&c.host, host)?;
     pass(seen)
 }
 
@@ -64,7 +64,7 @@ fn hosts(c: &Context) -> Vec<&str> {
 
 /// The scheduler is kept from a network node that is one of several hypervisors, until the cleanup.
 /// The server is an ordinary member's, who may not choose a host.
-async fn keep_off_network_node(c: &mut Context, admin: &Session) -> Result<()> {
+async fn keep_off_network_node(c: &Context, admin: &Session) -> Result<()> {
     let here = &c.inputs.network_node;
     if c.inputs.beyond_tunnels().is_empty() || !c.inputs.hypervisors.contains_key(here) {
         return Ok(());
@@ -88,45 +88,49 @@ async fn until_active(
     what: &str,
     nominal: u64,
 ) -> Result<Server> {
-    c.until(what, nominal, 4, || async move {
-        let server = match Compute(admin).server(id).await {
-            Ok(Some(server)) => server,
-            Ok(None) => return Poll::Failed(wrong("the server is gone")),
-            Err(e) => return unless_refused(e),
-        };
-        if let Some(e) = server.failure() {
-            return Poll::Failed(e);
-        }
-        if let Ok(Some(e)) = c.binding_failure().await {
-            return Poll::Failed(e);
-        }
-        match (&server.task, server.status.as_str()) {
-            (None, "ACTIVE") => Poll::Ready(server),
-            (task, status) => {
-                Poll::NotYet(format!("{status}, {}", task.as_deref().unwrap_or("no task")))
+    let mut round = 0;
+    c.until(what, nominal, 4, || {
+        round += 1;
+        // Not every time: neutron has the port to bind meanwhile.
+        let looks_at_port = round % 3 == 0;
+        async move {
+            let server = match Compute(admin).server(id).await {
+                Ok(Some(server)) => server,
+                Ok(None) => return Poll::Failed(wrong("the server is gone")),
+                Err(e) => return unless_refused(e),
+            };
+            if let Some(e) = server.failure() {
+                return Poll::Failed(e);
+            }
+            if looks_at_port && let Ok(Some(e)) = c.binding_failure().await {
+                return Poll::Failed(e);
+            }
+            match (&server.task, server.status.as_str()) {
+                (None, "ACTIVE") => Poll::Ready(server),
+                (task, status) => {
+                    Poll::NotYet(format!("{status}, {}", task.as_deref().unwrap_or("no task")))
+                }
             }
         }
     })
     .await
 }
 
-pub async fn ports(c: &mut Context) -> Result<Finding> {
+pub async fn ports(c: &Context) -> Result<Finding> {
     let admin = c.admin()?;
     let server = c.server()?;
     let network = known(&c.network, "the network")?;
     let host = c.host()?;
     let (port, dhcp) = c
         .until("the instance's port and the DHCP port to be active", 30, 3, || async move {
-            let net = Net(admin);
-            let (own, all) =
-                tokio::join!(net.ports("device_id", server), net.ports("network_id", &network.id),);
-            let (own, all) = match (own, all) {
-                (Ok(own), Ok(all)) => (own, all),
-                (Err(e), _) | (_, Err(e)) => return unless_refused(e),
+            let mut all = match Net(admin).ports("network_id", &network.id).await {
+                Ok(all) => all,
+                Err(e) => return unless_refused(e),
             };
-            let Some(port) = own.into_iter().next() else {
+            let Some(own) = all.iter().position(|p| p.device_id == server) else {
                 return Poll::NotYet("the instance has no port".into());
             };
+            let port = all.swap_remove(own);
             if port.vif.as_deref() == Some("binding_failed") {
                 return Poll::Failed(wrong(format!("port {} failed to bind", port.id)));
             }
@@ -156,21 +160,21 @@ pub async fn ports(c: &mut Context) -> Result<Finding> {
         port.mac_address,
         port.vif.as_deref().unwrap_or("?")
     );
-    c.vxlan = Some(watch);
-    c.dhcp = Some(served);
-    c.port = Some(InstancePort { id: port.id, address: fixed });
+    fill(&c.vxlan, watch)?;
+    fill(&c.dhcp, served)?;
+    fill(&c.port, InstancePort { id: port.id, address: fixed })?;
     pass(seen)
 }
 
-pub async fn console(c: &mut Context) -> Result<Finding> {
+pub async fn console(c: &Context) -> Result<Finding> {
     let (fixed, gateway) = (c.port()?.address, c.inputs.subnets.fixed_gateway);
-    let style = c.inputs.image.console.clone();
+    let style = &c.inputs.image.console;
     let nominal = if c.inputs.image.is_large() { 180 } else { 60 };
     let latest = std::sync::Mutex::new(String::new());
-    let (this, style, kept) = (&*c, &style, &latest);
-    let up = this
+    let kept = &latest;
+    let up = c
         .until("the instance's console to say that it is up", nominal, 5, || async move {
-            let (admin, id) = match (this.admin(), this.server()) {
+            let (admin, id) = match (c.admin(), c.server()) {
                 (Ok(admin), Ok(id)) => (admin, id),
                 (Err(e), _) | (_, Err(e)) => return Poll::Failed(e),
             };
@@ -179,7 +183,7 @@ pub async fn console(c: &mut Context) -> Result<Finding> {
             {
                 return Poll::Failed(e);
             }
-            let text = match this.console_text().await {
+            let text = match c.console_text().await {
                 Ok(text) => text,
                 Err(e) => return Poll::NotYet(e.to_string()),
             };
@@ -209,8 +213,8 @@ pub async fn console(c: &mut Context) -> Result<Finding> {
     }
 }
 
-pub async fn reboot(c: &mut Context) -> Result<Finding> {
-    let (member, admin) = (c.member()?.clone(), c.admin()?.clone());
+pub async fn reboot(c: &Context) -> Result<Finding> {
+    let (member, admin) = (c.member()?, c.admin()?);
     let id = c.server()?.to_owned();
     let before = reach::who(c, c.floating()?.address).await?;
     let first = known(&c.guest, "the first login")?;
@@ -218,21 +222,21 @@ pub async fn reboot(c: &mut Context) -> Result<Finding> {
         return Err(wrong("the instance rebooted by itself since the first login"));
     }
     let asked = Instant::now();
-    Compute(&member).hard_reboot(&id).await?;
+    Compute(member).hard_reboot(&id).await?;
     let server =
-        until_active(c, &admin, &id, "the server to be active after the reboot", 40).await?;
+        until_active(c, admin, &id, "the server to be active after the reboot", 40).await?;
 
     let (floating, old) = (c.floating()?.address, before.boot_id());
-    let (this, pinned) = (&*c, c.inputs.image.keeps_host_key);
+    let pinned = c.inputs.image.keeps_host_key;
     let nominal = if c.inputs.image.is_large() { 180 } else { 90 };
     let after = c
         .until("SSH after the hard reboot", nominal, 3, || async move {
-            match reach::try_who(this, floating, pinned).await {
+            match reach::try_who(c, floating, pinned).await {
                 Ok(who) if who.boot_id() == old => {
                     Poll::NotYet("the old boot still answers".into())
                 }
                 Ok(who) => Poll::Ready(who),
-                Err(refusal) => reach::as_poll(this, refusal).await,
+                Err(refusal) => reach::as_poll(c, refusal).await,
             }
         })
         .await;
@@ -255,9 +259,9 @@ pub async fn reboot(c: &mut Context) -> Result<Finding> {
         return Err(wrong("what came back has not its fixed address")
             .evidence(console::last_lines(answers.get("address"), 12)));
     }
-    let ports = Net(&admin).ports("device_id", &id).await?;
+    let ports = Net(admin).ports("device_id", &id).await?;
     let fixed = ports.first().and_then(|p| p.fixed_ips.first()).map(|f| f.ip_address);
-    let attached = Net(&member).floating_ip(&c.floating()?.id).await?;
+    let attached = Net(member).floating_ip(&c.floating()?.id).await?;
     if fixed != Some(c.port()?.address) || attached.and_then(|f| f.fixed_ip_address) != fixed {
         return Err(wrong(format!("its addresses changed: it has {fixed:?} now")));
     }

@@ -52,7 +52,7 @@ fn has_address(listed: &str, interface: &str, address: Ipv4Addr) -> bool {
 }
 
 /// The router and the DHCP port are where they belong, with their addresses, and answer there.
-pub async fn router_and_dhcp(c: &mut Context) -> Result<Finding> {
+pub async fn router_and_dhcp(c: &Context) -> Result<Finding> {
     let Namespaces { router, dhcp } = namespaces(c)?;
     let (gateway, outer) = (c.inputs.subnets.fixed_gateway, c.router_address()?);
     let served = *known(&c.dhcp, "the DHCP port")?;
@@ -92,7 +92,7 @@ pub async fn router_and_dhcp(c: &mut Context) -> Result<Finding> {
 
 /// Without a rule the instance answers not even there; that the router finds it on its network, and
 /// that pings work there, is seen in the same answer.
-pub async fn silence(c: &mut Context) -> Result<Finding> {
+pub async fn silence(c: &Context) -> Result<Finding> {
     let router = namespaces(c)?.router;
     let (fixed, served) = (c.port()?.address, *known(&c.dhcp, "the DHCP port")?);
     let script = [
@@ -125,7 +125,7 @@ pub async fn silence(c: &mut Context) -> Result<Finding> {
 }
 
 /// With the rules, ping and SSH reach the fixed address there.
-pub async fn reach(c: &mut Context) -> Result<Finding> {
+pub async fn reach(c: &Context) -> Result<Finding> {
     let router = namespaces(c)?.router;
     let (fixed, user) = (c.port()?.address, c.inputs.image.user.clone());
     let (private, first) = {
@@ -151,11 +151,10 @@ pub async fn reach(c: &mut Context) -> Result<Finding> {
         // What follows in the script ends the answers.
         guest::WHO.rsplit_once('\n').map_or(guest::WHO, |(questions, _end)| questions),
     );
-    let this = &*c;
     let (script, boot) = (script.as_str(), boot.as_str());
     let answers = c
         .until("ping and SSH from the router's namespace", 60, 3, || async move {
-            match ask(this, "one login from the router's namespace", 60, script.to_owned()).await {
+            match ask(c, "one login from the router's namespace", 60, script.to_owned()).await {
                 Ok(a) if a.pings_answered("instance") > 0 && a.boot_id() == boot => Poll::Ready(a),
                 Ok(a) => Poll::NotYet(format!(
                     "{} of {PINGS} pings answered; SSH returned `{}`",

@@ -2,17 +2,17 @@
 
 use super::{pass, wrong};
 use crate::cloud::network::{Net, Network, Port};
-use crate::cloud::proof::context::{Context, known, unless_refused};
+use crate::cloud::proof::context::{Context, fill, known, unless_refused};
 use crate::cloud::proof::story::Finding;
 use crate::cloud::session::Service;
 use crate::error::Result;
 use crate::wait::Poll;
 use serde_json::json;
 
-pub async fn public(c: &mut Context) -> Result<Finding> {
-    let admin = c.admin()?.clone();
-    let net = Net(&admin);
-    let s = c.inputs.subnets.clone();
+pub async fn public(c: &Context) -> Result<Finding> {
+    let admin = c.admin()?;
+    let net = Net(admin);
+    let s = &c.inputs.subnets;
     let (network, found) = match net.network_named("public").await?.into_iter().next() {
         Some(network) => (network, "found"),
         None => {
@@ -26,7 +26,7 @@ pub async fn public(c: &mut Context) -> Result<Finding> {
                 .await?;
             if !c.inputs.keep_public {
                 let path = format!("/networks/{}", network.id);
-                c.ledger.add(&admin, "network public", Service::Network, path);
+                c.ledger.add(admin, "network public", Service::Network, path);
             }
             let subnet = net
                 .create_subnet(json!({
@@ -41,7 +41,7 @@ pub async fn public(c: &mut Context) -> Result<Finding> {
                 .await?;
             if !c.inputs.keep_public {
                 let path = format!("/subnets/{}", subnet.id);
-                c.ledger.add(&admin, "subnet of public", Service::Network, path);
+                c.ledger.add(admin, "subnet of public", Service::Network, path);
             }
             (network, "created")
         }
@@ -61,19 +61,19 @@ pub async fn public(c: &mut Context) -> Result<Finding> {
         ))
         .evidence([format!("{network:?}"), format!("{subnet:?}")]));
     }
-    c.public = Some(network);
+    fill(&c.public, network)?;
     pass(format!(
         "{found}: external, flat on `{}`, {} by {}, no DHCP",
         s.physical_network, s.public_cidr, s.public_gateway
     ))
 }
 
-pub async fn internal(c: &mut Context) -> Result<Finding> {
-    let member = c.member()?.clone();
-    let s = c.inputs.subnets.clone();
-    let made = Net(&member).create_network(json!({"name": "intnet"})).await?;
-    c.ledger.add(&member, "network intnet", Service::Network, format!("/networks/{}", made.id));
-    let subnet = Net(&member)
+pub async fn internal(c: &Context) -> Result<Finding> {
+    let member = c.member()?;
+    let s = &c.inputs.subnets;
+    let made = Net(member).create_network(json!({"name": "intnet"})).await?;
+    c.ledger.add(member, "network intnet", Service::Network, format!("/networks/{}", made.id));
+    let subnet = Net(member)
         .create_subnet(json!({
             "name": "intnet-subnet",
             "network_id": made.id,
@@ -84,7 +84,7 @@ pub async fn internal(c: &mut Context) -> Result<Finding> {
             "dns_nameservers": [s.dns],
         }))
         .await?;
-    c.ledger.add(&member, "subnet of intnet", Service::Network, format!("/subnets/{}", subnet.id));
+    c.ledger.add(member, "subnet of intnet", Service::Network, format!("/subnets/{}", subnet.id));
     // Only the administrator sees how the network is made.
     let seen = Net(c.admin()?).network(&made.id).await?;
     let network: Network = seen.ok_or_else(|| wrong("`intnet` is gone"))?;
@@ -102,39 +102,37 @@ pub async fn internal(c: &mut Context) -> Result<Finding> {
         return Err(wrong(format!("its subnet is not as asked for: {subnet:?}")));
     }
     let vni = network.segment.ok_or_else(|| wrong("`intnet` has no segmentation id"))?;
-    (c.network, c.subnet) = (Some(network), Some(subnet.id));
+    fill(&c.network, network)?;
+    fill(&c.subnet, subnet.id)?;
     pass(format!("VXLAN {vni}, MTU {}, {} with DHCP, DNS {}", s.fixed_mtu, s.fixed_cidr, s.dns))
 }
 
 /// Asks for it. What comes of it is looked at when the server was asked for too: they take their
 /// time beside each other.
-pub async fn router_made(c: &mut Context) -> Result<Finding> {
-    let member = c.member()?.clone();
-    let net = Net(&member);
-    let public = known(&c.public, "the network public")?.id.clone();
-    let subnet = known(&c.subnet, "the subnet")?.clone();
+pub async fn router_made(c: &Context) -> Result<Finding> {
+    let member = c.member()?;
+    let net = Net(member);
+    let public = &known(&c.public, "the network public")?.id;
+    let subnet = known(&c.subnet, "the subnet")?;
     let made = net.create_router("R2").await?;
     let id = made.id.as_str();
-    c.ledger.add(&member, "router", Service::Network, format!("/routers/{id}"));
-    net.add_interface(id, &subnet).await?;
-    c.ledger.add_interface(&member, id, &subnet);
-    net.set_gateway(id, &public).await?;
-    c.router = Some(made.id);
+    c.ledger.add(member, "router", Service::Network, format!("/routers/{id}"));
+    net.add_interface(id, subnet).await?;
+    c.ledger.add_interface(member, id, subnet);
+    net.set_gateway(id, public).await?;
+    fill(&c.router, made.id)?;
     pass("`R2` with an interface on the subnet and a gateway to `public` accepted")
 }
 
-pub async fn router(c: &mut Context) -> Result<Finding> {
-    let admin = c.admin()?.clone();
-    let id = known(&c.router, "the router")?.clone();
-    let (admin, id, s) = (&admin, id.as_str(), &c.inputs.subnets);
+pub async fn router(c: &Context) -> Result<Finding> {
+    let admin = c.admin()?;
+    let (id, s) = (known(&c.router, "the router")?.as_str(), &c.inputs.subnets);
     let gateway = c
         .until("the router's ports to be active", 30, 3, || async move {
             let net = Net(admin);
-            let (router, ports) = tokio::join!(net.router(id), net.ports("device_id", id));
-            let (router, ports) = match (router, ports) {
-                (Ok(Some(router)), Ok(ports)) => (router, ports),
-                (Ok(None), _) => return Poll::Failed(wrong("the router is gone")),
-                (Err(e), _) | (_, Err(e)) => return unless_refused(e),
+            let ports = match net.ports("device_id", id).await {
+                Ok(ports) => ports,
+                Err(e) => return unless_refused(e),
             };
             let is = |owner: &str| ports.iter().find(|p| p.device_owner == owner);
             let (Some(outer), Some(inner)) =
@@ -158,15 +156,18 @@ pub async fn router(c: &mut Context) -> Result<Finding> {
                     "its inner port is not the gateway: {inner:?}"
                 )));
             }
-            let info = router.external_gateway_info;
+            let info = match net.router(id).await {
+                Ok(Some(router)) => router.external_gateway_info,
+                Ok(None) => return Poll::Failed(wrong("the router is gone")),
+                Err(e) => return unless_refused(e),
+            };
             match info.and_then(|g| g.external_fixed_ips.first().map(|f| f.ip_address)) {
                 Some(address) => Poll::Ready(address),
                 None => Poll::NotYet("it has no external address".into()),
             }
         })
         .await?;
-    let (outside, timeout) = (c.world.outside.clone(), c.echo_timeout());
-    let outside = outside.as_ref();
+    let (outside, timeout) = (c.world.outside.as_ref(), c.echo_timeout());
     let echo = c
         .until("the router to answer outside", 20, 1, || async move {
             match outside.ping(gateway, timeout).await {
@@ -177,7 +178,7 @@ pub async fn router(c: &mut Context) -> Result<Finding> {
         })
         .await
         .map_err(|e| e.hint("is the external NIC in br-ex, and is `provider` mapped to br-ex?"))?;
-    c.router_address = Some(gateway);
+    fill(&c.router_address, gateway)?;
     pass(format!(
         "interface {} and external gateway {gateway} active; {gateway} answers ping from outside \
          in {:.0} ms",
@@ -190,21 +191,21 @@ fn failed_to_bind(port: &Port) -> bool {
     port.vif.as_deref() == Some("binding_failed")
 }
 
-pub async fn group(c: &mut Context) -> Result<Finding> {
-    let member = c.member()?.clone();
+pub async fn group(c: &Context) -> Result<Finding> {
+    let member = c.member()?;
     let about = "ICMP and SSH, once the proof has heard its silence";
-    let made = Net(&member).create_group("allow-icmp-ssh", about).await?;
+    let made = Net(member).create_group("allow-icmp-ssh", about).await?;
     let path = format!("/security-groups/{}", made.id);
-    c.ledger.add(&member, "security group", Service::Network, path);
+    c.ledger.add(member, "security group", Service::Network, path);
     let ingress = made.security_group_rules.iter().filter(|r| r.direction == "ingress").count();
     if ingress > 0 {
         return Err(wrong(format!("a new security group has {ingress} ingress rules")));
     }
-    c.group = Some(made.id);
+    fill(&c.group, made.id)?;
     pass(format!("{} rules, none of them ingress", made.security_group_rules.len()))
 }
 
-pub async fn availability(c: &mut Context) -> Result<Finding> {
+pub async fn availability(c: &Context) -> Result<Finding> {
     let net = Net(c.admin()?);
     let mut seen = Vec::new();
     for network in [known(&c.public, "public")?, known(&c.network, "intnet")?] {

@@ -4,7 +4,7 @@ use super::{pass, wrong};
 use crate::cloud::compute::Compute;
 use crate::cloud::identity::Identity;
 use crate::cloud::image::Images;
-use crate::cloud::proof::context::{Context, known, unless_refused};
+use crate::cloud::proof::context::{Context, fill, known, unless_refused};
 use crate::cloud::proof::login::KeyPair;
 use crate::cloud::proof::story::Finding;
 use crate::cloud::session::{Credentials, Service, Session};
@@ -14,21 +14,24 @@ use crate::wait::Poll;
 use sha2::{Digest, Sha512};
 use std::path::{Path, PathBuf};
 
-pub async fn projects(c: &mut Context) -> Result<Finding> {
-    let admin = c.admin()?.clone();
-    let member = newcomer(c, &admin, "member").await?;
-    let stranger = newcomer(c, &admin, "stranger").await?;
+pub async fn projects(c: &Context) -> Result<Finding> {
+    let admin = c.admin()?;
+    // Both to their ends: what was made is noted also where the other failed.
+    let (member, stranger) =
+        tokio::join!(newcomer(c, admin, "member"), newcomer(c, admin, "stranger"));
+    let (member, stranger) = (member?, stranger?);
     let seen = format!(
         "`{}` and `{}` in a fresh project each; no role and no token at first, then role member",
         member.user(),
         stranger.user()
     );
-    (c.member, c.stranger) = (Some(member), Some(stranger));
+    fill(&c.member, member)?;
+    fill(&c.stranger, stranger)?;
     pass(seen)
 }
 
 /// A new user in a new project, who can do nothing there before having a role (S4.5).
-async fn newcomer(c: &mut Context, admin: &Session, who: &str) -> Result<Session> {
+async fn newcomer(c: &Context, admin: &Session, who: &str) -> Result<Session> {
     let name = format!("{who}-{}", c.run);
     let identity = Identity(admin);
     let project = identity.create_project(&name, "made by stackproof for its proof").await?;
@@ -65,38 +68,37 @@ async fn newcomer(c: &mut Context, admin: &Session, who: &str) -> Result<Session
     Ok(c.login(who).await?)
 }
 
-pub async fn flavor(c: &mut Context) -> Result<Finding> {
+pub async fn flavor(c: &Context) -> Result<Finding> {
     let (ram, disk) = (c.inputs.image.ram(), c.inputs.image.disk());
     let name = format!("proof-{}", c.run);
-    let (admin, member) = (c.admin()?.clone(), c.member()?.clone());
-    let refusal = match Compute(&member).create_flavor(&name, ram, disk, 1).await {
+    let (admin, member) = (c.admin()?, c.member()?);
+    let refusal = match Compute(member).create_flavor(&name, ram, disk, 1).await {
         Err(e) if e.is(403) => e.message,
         Err(e) => return Err(e.into()),
         Ok(made) => {
-            c.ledger.add(&admin, "flavor", Service::Compute, format!("/flavors/{}", made.id));
+            c.ledger.add(admin, "flavor", Service::Compute, format!("/flavors/{}", made.id));
             return Err(wrong("an ordinary member could create a flavor"));
         }
     };
-    let made = Compute(&admin).create_flavor(&name, ram, disk, 1).await?;
-    c.ledger.add(&admin, "flavor", Service::Compute, format!("/flavors/{}", made.id));
-    c.flavor = Some(made.id);
+    let made = Compute(admin).create_flavor(&name, ram, disk, 1).await?;
+    c.ledger.add(admin, "flavor", Service::Compute, format!("/flavors/{}", made.id));
+    fill(&c.flavor, made.id)?;
     pass(format!("member: 403 ({refusal}); admin: {ram} MiB, {disk} GiB, 1 vCPU"))
 }
 
-pub async fn image(c: &mut Context) -> Result<Finding> {
-    let member = c.member()?.clone();
+pub async fn image(c: &Context) -> Result<Finding> {
+    let member = c.member()?;
     let (file, disk) = (c.inputs.image.path.clone(), c.inputs.image.disk());
     let name = format!("{}-{}", c.inputs.image.name, c.run);
     let (size, digest) = sha512(file.clone()).await?;
-    let made = Images(&member).create(&name, disk).await?;
-    c.ledger.add(&member, "image", Service::Image, format!("/images/{}", made.id));
-    Images(&member).upload(&made.id, &file).await?;
+    let made = Images(member).create(&name, disk).await?;
+    c.ledger.add(member, "image", Service::Image, format!("/images/{}", made.id));
+    Images(member).upload(&made.id, &file).await?;
 
     let id = made.id.as_str();
-    let owner = &member;
     let image = c
         .until("the image to be active", 30, 2, || async move {
-            match Images(owner).show(id).await {
+            match Images(member).show(id).await {
                 Ok(Some(image)) => match image.status.as_str() {
                     "active" => Poll::Ready(image),
                     "killed" | "deleted" | "pending_delete" => {
@@ -127,7 +129,7 @@ pub async fn image(c: &mut Context) -> Result<Finding> {
         return Err(wrong("a user of another project sees the private image"));
     }
     let seen = format!("`{name}`: {size} bytes, {identical}, min_disk {disk}; a stranger gets 404");
-    c.image = Some(made.id);
+    fill(&c.image, made.id)?;
     pass(seen)
 }
 
@@ -159,14 +161,14 @@ async fn sha512(path: PathBuf) -> Result<(u64, String)> {
         })
 }
 
-pub async fn key_pair(c: &mut Context) -> Result<Finding> {
-    let member = c.member()?.clone();
+pub async fn key_pair(c: &Context) -> Result<Finding> {
+    let member = c.member()?;
     let key = KeyPair::generate()?;
     c.inputs.redactor.add_lines(&key.private);
     let name = format!("key-{}", c.run);
-    let fingerprint = Compute(&member).import_key(&name, &key.public).await?;
-    c.ledger.add(&member, "key pair", Service::Compute, format!("/os-keypairs/{name}"));
-    c.key = Some(key);
+    let fingerprint = Compute(member).import_key(&name, &key.public).await?;
+    c.ledger.add(member, "key pair", Service::Compute, format!("/os-keypairs/{name}"));
+    fill(&c.key, key)?;
     pass(format!("ECDSA P-256, fingerprint {fingerprint}"))
 }
 

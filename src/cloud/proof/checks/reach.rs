@@ -4,7 +4,7 @@ use super::{pass, wrong};
 use crate::cloud::compute::Compute;
 use crate::cloud::network::Net;
 use crate::cloud::proof::console;
-use crate::cloud::proof::context::{Context, Floating, Guest, known, unless_refused};
+use crate::cloud::proof::context::{Context, Floating, Guest, fill, known, unless_refused};
 use crate::cloud::proof::guest::{self, Answers};
 use crate::cloud::proof::hidden;
 use crate::cloud::proof::login::{HostKey, KeyPair, Refusal};
@@ -21,35 +21,28 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 const TTL: u8 = 63;
 const SSH: u16 = 22;
 
-pub async fn floating_ip(c: &mut Context) -> Result<Finding> {
-    let member = c.member()?.clone();
-    let net = Net(&member);
-    let port = c.port()?.clone();
-    let made = net.create_floating_ip(&known(&c.public, "the network public")?.id).await?;
-    let id = made.id.as_str();
-    c.ledger.add(&member, "floating IP", Service::Network, format!("/floatingips/{id}"));
-    net.associate(id, Some(&port.id)).await?;
+pub async fn floating_ip_allocated(c: &Context) -> Result<Finding> {
+    let member = c.member()?;
+    let made = Net(member).create_floating_ip(&known(&c.public, "the network public")?.id).await?;
+    let path = format!("/floatingips/{}", made.id);
+    c.ledger.add(member, "floating IP", Service::Network, path);
+    let seen = format!("{} of `public`", made.floating_ip_address);
+    fill(&c.floating, Floating { id: made.id, address: made.floating_ip_address })?;
+    pass(seen)
+}
 
-    let owner = &member;
-    c.until("the floating IP to be active", 20, 2, || async move {
-        match Net(owner).floating_ip(id).await {
-            Ok(Some(f)) if f.status == "ERROR" => Poll::Failed(wrong("it went to ERROR")),
-            Ok(Some(f)) if f.status == "ACTIVE" && f.fixed_ip_address == Some(port.address) => {
-                Poll::Ready(())
-            }
-            Ok(Some(f)) => Poll::NotYet(format!("{} for {:?}", f.status, f.fixed_ip_address)),
-            Ok(None) => Poll::Failed(wrong("it is gone")),
-            Err(e) => unless_refused(e),
-        }
-    })
-    .await?;
+pub async fn floating_ip(c: &Context) -> Result<Finding> {
+    let owner = c.member()?;
+    let (port, Floating { id, address }) = (c.port()?, c.floating()?);
+    let (id, address) = (id.as_str(), *address);
+    Net(owner).associate(id, Some(&port.id)).await?;
+
     // That the router owns the address is seen before any packet may pass it: so the silence that
     // follows is the security group's, and not that of an address that nobody has.
-    let (address, router) = (made.floating_ip_address, c.router_address()?);
-    let outside = c.world.outside.clone();
-    let (outside, timeout) = (outside.as_ref(), c.echo_timeout());
+    let router = c.router_address()?;
+    let (outside, timeout) = (c.world.outside.as_ref(), c.echo_timeout());
     let mac = c
-        .until("the floating IP's neighbour", 20, 1, || async move {
+        .until("the floating IP's neighbour", 40, 1, || async move {
             let (own, routers) =
                 tokio::join!(outside.resolve(address, timeout), outside.resolve(router, timeout));
             match (own, routers) {
@@ -62,15 +55,27 @@ pub async fn floating_ip(c: &mut Context) -> Result<Finding> {
         })
         .await
         .map_err(|e| e.hint("is the external NIC in br-ex, and is `provider` mapped to br-ex?"))?;
-    c.floating = Some(Floating { id: made.id, address });
+    // Asked last: neutron answers from the same processor that its agents work on.
+    c.until("the floating IP to be active", 20, 2, || async move {
+        match Net(owner).floating_ip(id).await {
+            Ok(Some(f)) if f.status == "ERROR" => Poll::Failed(wrong("it went to ERROR")),
+            Ok(Some(f)) if f.status == "ACTIVE" && f.fixed_ip_address == Some(port.address) => {
+                Poll::Ready(())
+            }
+            Ok(Some(f)) => Poll::NotYet(format!("{} for {:?}", f.status, f.fixed_ip_address)),
+            Ok(None) => Poll::Failed(wrong("it is gone")),
+            Err(e) => unless_refused(e),
+        }
+    })
+    .await?;
     let mac: Vec<_> = mac.iter().map(|b| format!("{b:02x}")).collect();
     pass(format!("{address} for {}; the router ({}) owns it", port.address, mac.join(":")))
 }
 
-pub async fn silence_without_rules(c: &mut Context) -> Result<Finding> {
+pub async fn silence_without_rules(c: &Context) -> Result<Finding> {
     let (target, control) = (c.floating()?.address, c.router_address()?);
-    let style = c.inputs.image.console.clone();
-    let is_up = |text: &str| console::fatal(text).is_none() && console::is_up(&style, text);
+    let style = &c.inputs.image.console;
+    let is_up = |text: &str| console::fatal(text).is_none() && console::is_up(style, text);
     if !is_up(&c.read_console().await?) {
         return Err(wrong("the console does not say that the guest is up: silence proves nothing"));
     }
@@ -90,7 +95,7 @@ async fn listen(c: &Context, target: Ipv4Addr, control: Ipv4Addr) -> Result<sile
     .await
 }
 
-pub async fn ping(c: &mut Context) -> Result<Finding> {
+pub async fn ping(c: &Context) -> Result<Finding> {
     let address = c.floating()?.address;
     let group = known(&c.group, "the security group")?;
     Net(c.member()?).allow(group, "icmp", None).await?;
@@ -130,7 +135,7 @@ pub async fn ping(c: &mut Context) -> Result<Finding> {
     ))
 }
 
-pub async fn ssh(c: &mut Context) -> Result<Finding> {
+pub async fn ssh(c: &Context) -> Result<Finding> {
     let address = c.floating()?.address;
     let group = known(&c.group, "the security group")?;
     Net(c.member()?).allow(group, "tcp", Some(SSH)).await?;
@@ -169,7 +174,7 @@ pub async fn ssh(c: &mut Context) -> Result<Finding> {
         sources.join(" and "),
         guest::BULK >> 10
     );
-    c.guest = Some(Guest { host_key, answers });
+    fill(&c.guest, Guest { host_key, answers })?;
     pass(seen)
 }
 
@@ -260,7 +265,7 @@ fn guest_answers(c: &Context) -> Result<&Answers> {
     known(&c.guest, "the first login").map(|g| &g.answers)
 }
 
-pub async fn guest_view(c: &mut Context) -> Result<Finding> {
+pub async fn guest_view(c: &Context) -> Result<Finding> {
     let (answers, fixed, mtu) = (guest_answers(c)?, c.port()?.address, c.inputs.subnets.fixed_mtu);
     match answers.mtu_of(fixed) {
         Some(seen) if seen == mtu => pass(format!("{fixed} with MTU {mtu}")),
@@ -274,7 +279,7 @@ pub async fn guest_view(c: &mut Context) -> Result<Finding> {
     }
 }
 
-pub async fn inside(c: &mut Context) -> Result<Finding> {
+pub async fn inside(c: &Context) -> Result<Finding> {
     let answers = guest_answers(c)?;
     let (gateway, fixed) = (c.inputs.subnets.fixed_gateway, c.port()?.address);
     let mut faults: Vec<Error> = Vec::new();
@@ -308,7 +313,7 @@ pub async fn inside(c: &mut Context) -> Result<Finding> {
     Err(wrong("not everything answers inside").evidence(faults))
 }
 
-pub async fn vxlan(c: &mut Context) -> Result<Finding> {
+pub async fn vxlan(c: &Context) -> Result<Finding> {
     let (network, compute) = c.tunnel()?;
     if network == compute {
         return Ok(Finding::Skip("network node and compute node are one: no tunnel".into()));
@@ -327,7 +332,7 @@ pub async fn vxlan(c: &mut Context) -> Result<Finding> {
     ))
 }
 
-pub async fn fixed_silent(c: &mut Context) -> Result<Finding> {
+pub async fn fixed_silent(c: &Context) -> Result<Finding> {
     let (fixed, floating) = (c.port()?.address, c.floating()?.address);
     let (outside, wire, timeout) =
         (c.world.outside.as_ref(), c.world.external.as_ref(), c.echo_timeout());
@@ -340,10 +345,9 @@ pub async fn fixed_silent(c: &mut Context) -> Result<Finding> {
     pass(hidden::judge(fixed, floating, &seen)?)
 }
 
-pub async fn silence_without_floating_ip(c: &mut Context) -> Result<Finding> {
+pub async fn silence_without_floating_ip(c: &Context) -> Result<Finding> {
     let (floating, control) = (c.floating()?.clone(), c.router_address()?);
-    let outside = c.world.outside.clone();
-    let (outside, timeout) = (outside.as_ref(), c.echo_timeout());
+    let (outside, timeout) = (c.world.outside.as_ref(), c.echo_timeout());
     let address = floating.address;
     if outside.ping(address, timeout * 2).await?.is_none() {
         return Err(wrong(format!(

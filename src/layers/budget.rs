@@ -54,16 +54,18 @@ pub struct Run<'r> {
 }
 
 /// Whether the inputs of a layer's stage are others by now, as far as can be told without asking
-/// every lab: a younger one was made, or the present `run` would make one.
+/// every lab: the present `run` has another key for it, or, of a stage that is none of its own, a
+/// younger one was made.
 fn is_outlived(layer: &Layer, layers: &[Layer], run: Option<Run>) -> bool {
     let About { lab, stage, created, .. } = &layer.about;
-    let younger = |other: &Layer| {
-        let About { lab: its, stage: of, created: when, .. } = &other.about;
-        (its, of) == (lab, stage) && when > created
-    };
-    let other = |rung: &Rung| rung.stage.name == stage && rung.key != layer.key;
-    layers.iter().any(younger)
-        || run.is_some_and(|run| run.lab == lab && run.rungs.iter().any(other))
+    let rungs = run.filter(|run| run.lab == lab).map_or(&[][..], |run| run.rungs);
+    if let Some(rung) = rungs.iter().find(|rung| rung.stage.name == stage) {
+        return rung.key != layer.key;
+    }
+    layers
+        .iter()
+        .map(|other| &other.about)
+        .any(|other| (&other.lab, &other.stage) == (lab, stage) && other.created > *created)
 }
 
 /// A layer that a run could make, and what it is expected to take.
@@ -238,6 +240,7 @@ mod tests {
     fn what_a_younger_one_took_the_place_of_goes_first_were_it_of_the_last_stage() {
         let mut layers = [layer("a", LAST, 2, 50), layer("a", 1, 2, 90), layer("a", LAST, 2, 10)];
         layers[0].key = key("before");
+        layers[0].usage = Usage::made_up(&[(1, 2 * GIB)]);
         let gone = |run, last| evict(&layers, run, &[], last, 4 * GIB, 6 * GIB);
         let old = &layers[0].key;
         assert_eq!(gone(None, false).unwrap(), [old.clone(), layers[1].key.clone()]);
@@ -247,6 +250,13 @@ mod tests {
         let all = |run| evict(&layers, run, &[], false, 6 * GIB, 6 * GIB).map(|gone| gone.len());
         assert_eq!((all(run), all(None)), (Some(3), None));
         assert_eq!(all(Some(Run { lab: "b", rungs: &rungs })), None);
+        // One that serves the run again is worth more than the younger.
+        let mut again = rung("a", LAST);
+        again.key = old.clone();
+        let rungs = [again];
+        let run = Some(Run { lab: "a", rungs: &rungs });
+        let first = evict(&layers, run, &[], false, 2 * GIB, 6 * GIB).unwrap();
+        assert_eq!(first, [layers[2].key.clone()]);
     }
 
     fn chosen(layers: &[Layer], sizes: &[(usize, u64)], limit: u64) -> Vec<usize> {

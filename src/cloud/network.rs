@@ -83,6 +83,13 @@ pub struct Port {
     pub host: Option<String>,
 }
 
+impl Port {
+    /// Such a port never carries traffic.
+    pub fn failed_to_bind(&self) -> bool {
+        self.vif.as_deref() == Some("binding_failed")
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 pub struct SecurityGroup {
     pub id: String,

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 /// How much of a file is held in memory at once.
-pub(crate) const PIECE: usize = 1 << 20;
+const PIECE: usize = 1 << 20;
 
 /// Calls `each` for every part of the file between `start` and `end` that is no hole.
 pub(crate) fn parts(

@@ -113,17 +113,16 @@ pub fn evict(
     bytes: u64,
     limit: u64,
 ) -> Option<Vec<Key>> {
-    let stays = |l: &Layer| l.in_use || own.contains(&l.key);
-    let mut candidates: Vec<(bool, &Layer)> = layers
-        .iter()
-        .filter(|l| !stays(l))
-        .map(|l| (!is_outlived(l, layers, run), l))
-        .filter(|(worth, l)| last || !l.about.last || !worth)
-        .collect();
-    candidates.sort_by_key(|(worth, l)| (*worth, l.about.last, l.used, l.about.rank));
+    let outlived = |l: &Layer| is_outlived(l, layers, run);
+    let may_go = |l: &&Layer| {
+        let is_worth_less = last || !l.about.last || outlived(l);
+        !l.in_use && !own.contains(&l.key) && is_worth_less
+    };
+    let mut candidates: Vec<&Layer> = layers.iter().filter(may_go).collect();
+    candidates.sort_by_key(|l| (!outlived(l), l.about.last, l.used, l.about.rank));
     let mut left: Vec<&Layer> = layers.iter().collect();
     let mut gone = Vec::new();
-    let mut candidates = candidates.into_iter().map(|(_, layer)| layer);
+    let mut candidates = candidates.into_iter();
     while together(left.iter().copied()).saturating_add(bytes) > limit {
         let next = candidates.next()?;
         left.retain(|l| l.key != next.key);

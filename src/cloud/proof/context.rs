@@ -210,7 +210,7 @@ impl Context {
     /// Ends the wait for an instance whose port can never carry traffic.
     pub(super) async fn binding_failure(&self) -> Result<Option<Error>> {
         let ports = Net(self.admin()?).ports("device_id", self.server()?).await?;
-        let failed = ports.iter().find(|p| p.vif.as_deref() == Some("binding_failed"));
+        let failed = ports.iter().find(|p| p.failed_to_bind());
         Ok(failed.map(|p| {
             Error::new(
                 Kind::Proof,

@@ -43,26 +43,20 @@ pub struct Cleared {
 
 impl Ledger {
     pub fn add(&self, by: &Session, what: impl Into<String>, service: Service, path: String) {
-        self.lock().push(Made {
-            what: what.into(),
-            by: by.clone(),
-            thing: Thing::At(service, path),
-        });
+        self.note(by, what, Thing::At(service, path));
     }
     pub fn add_interface(&self, by: &Session, router: &str, subnet: &str) {
         let thing = Thing::Interface { router: router.into(), subnet: subnet.into() };
-        self.lock().push(Made { what: "router interface".into(), by: by.clone(), thing });
+        self.note(by, "router interface", thing);
     }
     pub fn add_project(&self, by: &Session, name: &str, id: &str) {
-        let thing = Thing::Project(id.into());
-        self.lock().push(Made { what: format!("project {name}"), by: by.clone(), thing });
+        self.note(by, format!("project {name}"), Thing::Project(id.into()));
     }
     pub fn add_disabled(&self, by: &Session, what: impl Into<String>, id: &str) {
-        self.lock().push(Made {
-            what: what.into(),
-            by: by.clone(),
-            thing: Thing::Disabled(id.into()),
-        });
+        self.note(by, what, Thing::Disabled(id.into()));
+    }
+    fn note(&self, by: &Session, what: impl Into<String>, thing: Thing) {
+        self.lock().push(Made { what: what.into(), by: by.clone(), thing });
     }
 
     /// Deletes everything, services beside each other: what is in use by another's is waited for

@@ -103,14 +103,15 @@ async fn tell(story: &'static [Step], inputs: ProofInputs, world: World) -> Resu
             None => drop(ends.insert(step.name, SetOnce::new())),
         }
     }
-    let last = story.last().map(|step| step.name);
     let (all, context) = (&ends, &context);
     let one = |step: &'static Step| async move {
         let Some(end) = all.get(step.name) else { return };
-        let others = story.iter().map(|other| other.name).filter(|_| last == Some(step.name));
-        let before = step.needs.iter().chain(step.spares).copied().chain(others);
-        for other in before.filter(|other| *other != step.name).filter_map(|other| all.get(other)) {
-            other.wait().await;
+        let is_last = story.last().is_some_and(|last| last.name == step.name);
+        let others = story.iter().map(|other| other.name).filter(|other| *other != step.name);
+        for other in others.filter(|other| is_last || step.waits_for(other)) {
+            if let Some(other) = all.get(other) {
+                other.wait().await;
+            }
         }
         let root_of = |need: &&str| all.get(need)?.get()?.root;
         let told = run(step, step.needs.iter().find_map(root_of), context).await;

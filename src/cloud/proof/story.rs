@@ -29,6 +29,13 @@ pub struct Step {
     pub run: Run,
 }
 
+impl Step {
+    /// Whether it begins only when the check of that name has ended.
+    pub fn waits_for(&self, name: &str) -> bool {
+        self.needs.contains(&name) || self.spares.contains(&name)
+    }
+}
+
 const VXLAN: &str = "S3.1 traffic crosses VXLAN";
 
 /// Why a step has no place in this lab; None where it has.

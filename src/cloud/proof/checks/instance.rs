@@ -38,10 +38,10 @@ pub async fn accepted(c: &Context) -> Result<Finding> {
 
 pub async fn active(c: &Context) -> Result<Finding> {
     let admin = c.admin()?;
-    let id = c.server()?.to_owned();
+    let id = c.server()?;
     // The image is copied to the host first.
     let nominal = 40 + c.inputs.image.virtual_size / (100 << 20);
-    let server = until_active(c, admin, &id, "the server to be active", nominal).await?;
+    let server = until_active(c, admin, id, "the server to be active", nominal).await?;
     let (host, hosts) = (server.host.unwrap_or_default(), hosts(c));
     if !hosts.contains(&host.as_str()) {
         let hosts = hosts.join("` or `");
@@ -131,7 +131,7 @@ pub async fn ports(c: &Context) -> Result<Finding> {
                 return Poll::NotYet("the instance has no port".into());
             };
             let port = all.swap_remove(own);
-            if port.vif.as_deref() == Some("binding_failed") {
+            if port.failed_to_bind() {
                 return Poll::Failed(wrong(format!("port {} failed to bind", port.id)));
             }
             let Some(dhcp) = all.into_iter().find(|p| p.device_owner == "network:dhcp") else {
@@ -171,13 +171,9 @@ pub async fn console(c: &Context) -> Result<Finding> {
     let style = &c.inputs.image.console;
     let nominal = if c.inputs.image.is_large() { 180 } else { 60 };
     let latest = std::sync::Mutex::new(String::new());
-    let kept = &latest;
+    let (admin, id, kept) = (c.admin()?, c.server()?, &latest);
     let up = c
         .until("the instance's console to say that it is up", nominal, 5, || async move {
-            let (admin, id) = match (c.admin(), c.server()) {
-                (Ok(admin), Ok(id)) => (admin, id),
-                (Err(e), _) | (_, Err(e)) => return Poll::Failed(e),
-            };
             if let Ok(Some(server)) = Compute(admin).server(id).await
                 && let Some(e) = server.failure()
             {
@@ -215,16 +211,15 @@ pub async fn console(c: &Context) -> Result<Finding> {
 
 pub async fn reboot(c: &Context) -> Result<Finding> {
     let (member, admin) = (c.member()?, c.admin()?);
-    let id = c.server()?.to_owned();
+    let id = c.server()?;
     let before = reach::who(c, c.floating()?.address).await?;
     let first = known(&c.guest, "the first login")?;
     if before.boot_id() != first.answers.boot_id() {
         return Err(wrong("the instance rebooted by itself since the first login"));
     }
     let asked = Instant::now();
-    Compute(member).hard_reboot(&id).await?;
-    let server =
-        until_active(c, admin, &id, "the server to be active after the reboot", 40).await?;
+    Compute(member).hard_reboot(id).await?;
+    let server = until_active(c, admin, id, "the server to be active after the reboot", 40).await?;
 
     let (floating, old) = (c.floating()?.address, before.boot_id());
     let pinned = c.inputs.image.keeps_host_key;
@@ -259,7 +254,7 @@ pub async fn reboot(c: &Context) -> Result<Finding> {
         return Err(wrong("what came back has not its fixed address")
             .evidence(console::last_lines(answers.get("address"), 12)));
     }
-    let ports = Net(admin).ports("device_id", &id).await?;
+    let ports = Net(admin).ports("device_id", id).await?;
     let fixed = ports.first().and_then(|p| p.fixed_ips.first()).map(|f| f.ip_address);
     let attached = Net(member).floating_ip(&c.floating()?.id).await?;
     if fixed != Some(c.port()?.address) || attached.and_then(|f| f.fixed_ip_address) != fixed {

@@ -127,12 +127,10 @@ pub async fn silence(c: &Context) -> Result<Finding> {
 /// With the rules, ping and SSH reach the fixed address there.
 pub async fn reach(c: &Context) -> Result<Finding> {
     let router = namespaces(c)?.router;
-    let (fixed, user) = (c.port()?.address, c.inputs.image.user.clone());
-    let (private, first) = {
-        let key = known(&c.key, "the key pair")?;
-        (key.private.clone(), known(&c.guest, "the first login")?)
-    };
-    let (host_key, boot) = (first.host_key.0.clone(), first.answers.boot_id().to_owned());
+    let (fixed, user) = (c.port()?.address, &c.inputs.image.user);
+    let private = &known(&c.key, "the key pair")?.private;
+    let first = known(&c.guest, "the first login")?;
+    let (host_key, boot) = (&first.host_key.0, first.answers.boot_id());
     // Old servers show RSA keys with SHA-1 only. The key lives in a directory of its own that goes
     // with the shell.
     let script = format!(
@@ -151,7 +149,7 @@ pub async fn reach(c: &Context) -> Result<Finding> {
         // What follows in the script ends the answers.
         guest::WHO.rsplit_once('\n').map_or(guest::WHO, |(questions, _end)| questions),
     );
-    let (script, boot) = (script.as_str(), boot.as_str());
+    let script = script.as_str();
     let answers = c
         .until("ping and SSH from the router's namespace", 60, 3, || async move {
             match ask(c, "one login from the router's namespace", 60, script.to_owned()).await {

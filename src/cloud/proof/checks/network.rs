@@ -1,7 +1,7 @@
 //! Networks, router, security group.
 
 use super::{pass, wrong};
-use crate::cloud::network::{Net, Network, Port};
+use crate::cloud::network::{Net, Network};
 use crate::cloud::proof::context::{Context, fill, known, unless_refused};
 use crate::cloud::proof::story::Finding;
 use crate::cloud::session::Service;
@@ -140,7 +140,7 @@ pub async fn router(c: &Context) -> Result<Finding> {
             else {
                 return Poll::NotYet(format!("it has {} of its two ports", ports.len()));
             };
-            if let Some(failed) = [outer, inner].into_iter().find(|p| failed_to_bind(p)) {
+            if let Some(failed) = [outer, inner].into_iter().find(|p| p.failed_to_bind()) {
                 return Poll::Failed(wrong(format!(
                     "port {} ({}) failed to bind on `{}`",
                     failed.id,
@@ -185,10 +185,6 @@ pub async fn router(c: &Context) -> Result<Finding> {
         c.inputs.subnets.fixed_gateway,
         echo.rtt.as_secs_f64() * 1000.0
     ))
-}
-
-fn failed_to_bind(port: &Port) -> bool {
-    port.vif.as_deref() == Some("binding_failed")
 }
 
 pub async fn group(c: &Context) -> Result<Finding> {

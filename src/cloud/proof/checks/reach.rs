@@ -346,7 +346,7 @@ pub async fn fixed_silent(c: &Context) -> Result<Finding> {
 }
 
 pub async fn silence_without_floating_ip(c: &Context) -> Result<Finding> {
-    let (floating, control) = (c.floating()?.clone(), c.router_address()?);
+    let (floating, control) = (c.floating()?, c.router_address()?);
     let (outside, timeout) = (c.world.outside.as_ref(), c.echo_timeout());
     let address = floating.address;
     if outside.ping(address, timeout * 2).await?.is_none() {

@@ -482,9 +482,10 @@ impl State {
             }
             ("PUT", ["v2.0", "floatingips", id]) => {
                 let port = body["floatingip"]["port_id"].clone();
+                let works = if self.faults.floating_error { "ERROR" } else { "ACTIVE" };
                 let floating = self.thing("floatingips", id)?;
                 let (fixed, status) =
-                    if port.is_null() { (Value::Null, "DOWN") } else { (json!(FIXED), "ACTIVE") };
+                    if port.is_null() { (Value::Null, "DOWN") } else { (json!(FIXED), works) };
                 merge(
                     floating,
                     &json!({"port_id": port, "fixed_ip_address": fixed, "status": status}),

@@ -52,7 +52,7 @@ impl State {
     fn floating_attached(&self) -> bool {
         let attached = |f: &serde_json::Value| !f["port_id"].is_null();
         self.faults.floating_sticks && !self.of("floatingips").is_empty()
-            || self.of("floatingips").iter().any(attached)
+            || !self.faults.floating_error && self.of("floatingips").iter().any(attached)
     }
 
     fn router_answers(&self) -> bool {

@@ -50,6 +50,8 @@ pub struct Faults {
     pub never_up: bool,
     /// Pings are answered though no rule lets them in.
     pub leaky: bool,
+    /// The floating IP goes to ERROR, and no router has its address.
+    pub floating_error: bool,
     /// The router stops answering once the floating IP is the instance's.
     pub router_dies: bool,
     /// The guest panics during the window of silence.

@@ -327,6 +327,8 @@ finds! {
         "S4.11 console log", "the image is no disk image";
     a_guest_that_never_comes_up_is_found: never_up = true =>
         "S4.11 console log", "login banner";
+    a_floating_ip_that_neutron_gave_up_ends_the_wait: floating_error = true =>
+        "S3.8 floating IP", "it went to ERROR";
     an_answer_that_should_be_silence_is_found: leaky = true =>
         "S3.7 silence without ingress rules", "10 of 10 pings";
     silence_beside_a_dead_control_is_not_counted: router_dies = true =>

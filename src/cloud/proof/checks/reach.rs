@@ -41,22 +41,24 @@ pub async fn floating_ip(c: &Context) -> Result<Finding> {
     // follows is the security group's, and not that of an address that nobody has.
     let router = c.router_address()?;
     let (outside, timeout) = (c.world.outside.as_ref(), c.echo_timeout());
-    let mac = c
-        .until("the floating IP's neighbour", 40, 1, || async move {
-            let (own, routers) =
-                tokio::join!(outside.resolve(address, timeout), outside.resolve(router, timeout));
-            match (own, routers) {
-                (Ok(Neighbour::Known(a)), Ok(Neighbour::Known(b))) if a == b => Poll::Ready(a),
-                (Ok(own), Ok(routers)) => {
-                    Poll::NotYet(format!("{address} is {own:?}, {router} is {routers:?}"))
-                }
-                (Err(e), _) | (_, Err(e)) => Poll::NotYet(e.to_string()),
+    let neighbour = c.until("the floating IP's neighbour", 40, 1, || async move {
+        let (own, routers) =
+            tokio::join!(outside.resolve(address, timeout), outside.resolve(router, timeout));
+        match (own, routers) {
+            (Ok(Neighbour::Known(a)), Ok(Neighbour::Known(b))) if a == b => Poll::Ready(a),
+            (Ok(own), Ok(routers)) => {
+                Poll::NotYet(format!("{address} is {own:?}, {router} is {routers:?}"))
             }
-        })
-        .await
-        .map_err(|e| e.hint("is the external NIC in br-ex, and is `provider` mapped to br-ex?"))?;
-    // Asked last: neutron answers from the same processor that its agents work on.
-    c.until("the floating IP to be active", 20, 2, || async move {
+            (Err(e), _) | (_, Err(e)) => Poll::NotYet(e.to_string()),
+        }
+    });
+    let neighbour = async {
+        let hint = "is the external NIC in br-ex, and is `provider` mapped to br-ex?";
+        neighbour.await.map_err(|e| e.hint(hint))
+    };
+    // Seldom: neutron answers from the same processor that its agents work on. What it gave up is
+    // not waited for outside.
+    let active = c.until("the floating IP to be active", 20, 6, || async move {
         match Net(owner).floating_ip(id).await {
             Ok(Some(f)) if f.status == "ERROR" => Poll::Failed(wrong("it went to ERROR")),
             Ok(Some(f)) if f.status == "ACTIVE" && f.fixed_ip_address == Some(port.address) => {
@@ -66,8 +68,8 @@ pub async fn floating_ip(c: &Context) -> Result<Finding> {
             Ok(None) => Poll::Failed(wrong("it is gone")),
             Err(e) => unless_refused(e),
         }
-    })
-    .await?;
+    });
+    let (mac, ()) = tokio::try_join!(neighbour, active)?;
     let mac: Vec<_> = mac.iter().map(|b| format!("{b:02x}")).collect();
     pass(format!("{address} for {}; the router ({}) owns it", port.address, mac.join(":")))
 }

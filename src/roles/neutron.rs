@@ -59,9 +59,10 @@ fn conf(cx: Context, host: &Host) -> Conf {
         .section(
             "agent",
             keys![
+                // No root_helper_daemon: almost everything goes through privsep, and an agent asks
+                // a hundred times a second whether its daemon still lives (eventlet's waitpid): a
+                // tenth of an emulated processor for each agent, for three commands a network.
                 "root_helper" => "sudo neutron-rootwrap /etc/neutron/rootwrap.conf",
-                // One helper process that stays, instead of a Python start for every command.
-                "root_helper_daemon" => "sudo neutron-rootwrap-daemon /etc/neutron/rootwrap.conf",
             ],
         )
         .section("oslo_concurrency", keys!["lock_path" => "/var/lock/neutron"])

@@ -1,6 +1,8 @@
 //! The instance and the world around it: what answers, and what does not.
 
-use super::{COMPUTE, DHCP, FIXED, FLOATING, HOST, INSTANCE_MAC, Mock, ROUTER, State, VNI};
+use super::{
+    COMPUTE, DHCP, FIXED, FLOATING, GATEWAY, HOST, INSTANCE_MAC, Mock, ROUTER, State, VNI,
+};
 use crate::cloud::proof::login::{HostKey, KeyPair, Login, Ran, Refusal, Shell};
 use crate::cloud::proof::nodes::Nodes;
 use crate::cloud::proof::outside::{Outside, Wanted, Wire};
@@ -150,10 +152,9 @@ impl State {
                 "@@stackproof address\n2: eth0: <UP> mtu {mtu} qdisc x\n    inet {FIXED}/24 scope global\n"
             );
             out += "@@stackproof route\ndefault via 10.5.5.1 dev eth0\n";
-            for whom in ["gateway", "dhcp"] {
-                out += &format!(
-                    "@@stackproof {whom}\n64 bytes from 10.5.5.1: seq=0 ttl=64 time=1 ms\n"
-                );
+            out += "@@stackproof pings\n";
+            for whom in [GATEWAY, DHCP] {
+                out += &format!("64 bytes from {whom}: seq=0 ttl=64 time=1 ms\n");
             }
             let local =
                 if self.faults.no_metadata_address { String::new() } else { FIXED.to_string() };
@@ -261,7 +262,9 @@ impl State {
             let at = script.find(prefix).expect("the namespace is named");
             script[at..].split_whitespace().next().unwrap_or_default().to_owned()
         };
-        let echo = |whom: &str| format!("@@stackproof {whom}\n64 bytes from x: seq=0 time=1 ms\n");
+        let echo = |whom: &str, address: Ipv4Addr| {
+            format!("@@stackproof {whom}\n64 bytes from {address}: seq=0 time=1 ms\n")
+        };
         let mut out = String::new();
         if script.contains("ip netns list") {
             out += &format!("@@stackproof namespaces\n{} (id: 1)\n", named("qrouter-"));
@@ -272,11 +275,11 @@ impl State {
                 "@@stackproof router\n7: qr-1    inet 10.5.5.1/24 x\n8: qg-1    inet {ROUTER}/24 x\n\
                  @@stackproof port\n9: tap1    inet {DHCP}/24 x\n"
             );
-            out += &echo("gateway");
+            out += &echo("gateway", GATEWAY);
         }
-        out += &echo("dhcp");
+        out += &echo("dhcp", DHCP);
         if self.has_rule("icmp") || self.faults.leaky_inside {
-            out += &echo("instance");
+            out += &echo("instance", FIXED);
         }
         let state = match self.faults.neighbour_incomplete {
             true => "INCOMPLETE".to_owned(),

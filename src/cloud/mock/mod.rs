@@ -25,6 +25,7 @@ pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 103, 11);
 pub const COMPUTE: Ipv4Addr = Ipv4Addr::new(192, 168, 103, 12);
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 101);
 pub const FLOATING: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 105);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 5, 5, 1);
 pub const DHCP: Ipv4Addr = Ipv4Addr::new(10, 5, 5, 2);
 pub const FIXED: Ipv4Addr = Ipv4Addr::new(10, 5, 5, 12);
 pub const INSTANCE_MAC: &str = "fa:16:3e:00:00:0c";

@@ -11,29 +11,20 @@ pub const BULK: usize = 64 << 10;
 
 const MARK: &str = "@@stackproof ";
 
-/// Identity of the boot only: cheap enough to be asked again and again.
+/// Identity of the boot only.
 pub const WHO: &str = "printf '@@stackproof boot\\n'; cat /proc/sys/kernel/random/boot_id
 printf '@@stackproof uptime\\n'; cat /proc/uptime
 printf '@@stackproof end\\n'";
 
-/// All questions. `ping` is asked of the gateway and of the DHCP port.
+/// All questions. `gateway` and `dhcp` are pinged at once.
 pub fn questions(gateway: Ipv4Addr, dhcp: Ipv4Addr) -> String {
     format!(
-        r#"export PATH="$PATH:/sbin:/usr/sbin:/bin:/usr/bin"
-say() {{ printf '\n@@stackproof %s\n' "$1"; }}
-# A busybox that is not setuid pings as root only.
-echo3() {{ ping -c 3 "$1" 2>&1 || sudo -n ping -c 3 "$1" 2>&1; }}
-fetch() {{
-  wget -q -T 60 -O - "http://169.254.169.254/$1" 2>/dev/null ||
-  curl -s -f -m 60 "http://169.254.169.254/$1" 2>/dev/null ||
-  busybox wget -q -T 60 -O - "http://169.254.169.254/$1" 2>/dev/null
-}}
+        r#"{PRELUDE}
 say boot; cat /proc/sys/kernel/random/boot_id
 say uptime; cat /proc/uptime
 say address; ip addr 2>/dev/null || busybox ip addr
 say route; ip route 2>/dev/null || busybox ip route
-say gateway; echo3 {gateway}
-say dhcp; echo3 {dhcp}
+say pings; echo3 {gateway} & echo3 {dhcp} & wait
 say local-ipv4; fetch latest/meta-data/local-ipv4
 say instance-id; fetch latest/meta-data/instance-id
 say user-data; fetch latest/user-data
@@ -43,6 +34,30 @@ say end
 "#
     )
 }
+
+/// What tells whether the same instance came back whole from a reboot.
+pub fn questions_after_reboot() -> String {
+    format!(
+        r#"{PRELUDE}
+say boot; cat /proc/sys/kernel/random/boot_id
+say uptime; cat /proc/uptime
+say address; ip addr 2>/dev/null || busybox ip addr
+say user-data; fetch latest/user-data
+say meta-data; fetch openstack/latest/meta_data.json
+say end
+"#
+    )
+}
+
+const PRELUDE: &str = r#"export PATH="$PATH:/sbin:/usr/sbin:/bin:/usr/bin"
+say() { printf '\n@@stackproof %s\n' "$1"; }
+# A busybox that is not setuid pings as root only.
+echo3() { ping -c 3 "$1" 2>&1 || sudo -n ping -c 3 "$1" 2>&1; }
+fetch() {
+  wget -q -T 60 -O - "http://169.254.169.254/$1" 2>/dev/null ||
+  curl -s -f -m 60 "http://169.254.169.254/$1" 2>/dev/null ||
+  busybox wget -q -T 60 -O - "http://169.254.169.254/$1" 2>/dev/null
+}"#;
 
 /// The answers, by question.
 #[derive(Clone, Debug, Default)]
@@ -104,9 +119,16 @@ impl Answers {
         })
     }
 
-    /// How many of the pings to `whom` (`gateway`, `dhcp`) were answered.
-    pub fn pings_answered(&self, whom: &str) -> usize {
-        self.get(whom).lines().filter(|l| l.contains("bytes from") && l.contains("time")).count()
+    /// How many of the pings told under `question` were answered by `whom`.
+    pub fn pings_answered(&self, question: &str, whom: Ipv4Addr) -> usize {
+        let whom = whom.to_string();
+        let of_address = |c: char| c.is_ascii_digit() || c == '.';
+        let is_answer = |line: &&str| {
+            line.contains("bytes from")
+                && line.contains("time")
+                && line.split(|c| !of_address(c)).any(|word| word == whom)
+        };
+        self.get(question).lines().filter(is_answer).count()
     }
 
     pub fn has_bulk(&self) -> bool {
@@ -146,9 +168,11 @@ mod tests {
 @@stackproof route
 default via 10.5.5.1 dev eth0
 169.254.169.254 via 10.5.5.1 dev eth0
-@@stackproof gateway
+@@stackproof pings
 PING 10.5.5.1 (10.5.5.1): 56 data bytes
+PING 10.5.5.10 (10.5.5.10): 56 data bytes
 64 bytes from 10.5.5.1: seq=0 ttl=64 time=1.2 ms
+64 bytes from port.example (10.5.5.10): icmp_seq=1 ttl=64 time=1.2 ms
 64 bytes from 10.5.5.1: seq=1 ttl=64 time=1.2 ms
 @@stackproof meta-data
 {\"meta\": {\"nonce\": \"abc\"}}
@@ -163,7 +187,8 @@ PING 10.5.5.1 (10.5.5.1): 56 data bytes
         assert_eq!(a.mtu_of(Ipv4Addr::new(10, 5, 5, 1)), None);
         assert!(a.has_default_route(Ipv4Addr::new(10, 5, 5, 1)));
         assert!(!a.has_default_route(Ipv4Addr::new(10, 5, 5, 2)));
-        assert_eq!((a.pings_answered("gateway"), a.pings_answered("dhcp")), (2, 0));
+        let pings = |last| a.pings_answered("pings", Ipv4Addr::new(10, 5, 5, last));
+        assert_eq!((pings(1), pings(10), pings(0)), (2, 1, 0));
         assert_eq!(a.sources_of("abc"), ["server metadata"]);
         assert!(a.sources_of("ab").is_empty());
         assert!(!a.has_bulk());

@@ -79,20 +79,21 @@ pub const STORY: &[Step] = story! {
     "S3.3 key pair" after ["S4.5 projects and users"] => people::key_pair;
     "S3.2 network and subnet" after
         ["S4.8 network agents alive", "S4.5 projects and users"] => network::internal;
-    "S3.4 router and gateway accepted" after
-        ["S3.1 provider network public", "S3.2 network and subnet"] => network::router_made;
+    "S3.4 router and interface accepted" after ["S3.2 network and subnet"] => network::router_made;
+    "S3.4 gateway accepted" after
+        ["S3.4 router and interface accepted", "S3.1 provider network public"] => network::gateway;
     "S4.9 security group without ingress" after
         ["S4.5 projects and users"] => network::group;
 
-    // The instance.
+    // The instance. It begins once its subnet has a router: before, metadata would come another
+    // way, and that way would end while it boots.
     "S3.3 server accepted" after [
         "S4.8 compute services up", "S4.3 flavors are the administrator's", "S4.7 private image",
-        "S3.3 key pair", "S3.4 router and gateway accepted", "S4.9 security group without ingress",
+        "S3.3 key pair", "S3.4 router and interface accepted",
+        "S4.9 security group without ingress",
     ] => instance::accepted;
-    "S3.4 router answers outside" after
-        ["S3.4 router and gateway accepted"] => network::router;
-    "S3.8 floating IP allocated" after
-        ["S3.4 router and gateway accepted"] => reach::floating_ip_allocated;
+    "S3.4 router answers outside" after ["S3.4 gateway accepted"] => network::router;
+    "S3.8 floating IP allocated" after ["S3.4 gateway accepted"] => reach::floating_ip_allocated;
     "S3.3 server active on its host" after
         ["S3.3 server accepted"] => instance::active;
     "S4.8 ports bound and active" after ["S3.3 server active on its host"] => instance::ports;

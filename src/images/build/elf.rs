@@ -1,4 +1,5 @@
-//! Which shared libraries an ELF file needs: `DT_NEEDED`, of 64-bit little-endian files.
+//! 64-bit little-endian ELF files: which shared libraries one needs (`DT_NEEDED`), and a section
+//! taken out of one.
 
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
@@ -52,6 +53,26 @@ pub fn needs(file: &[u8]) -> Option<Needs> {
     Some(needs)
 }
 
+/// Sets the size of the section of that name to nothing, which is how a reader sees one without
+/// content. None, and nothing changed, if there is none or this is no such ELF file.
+pub fn empty_section(file: &mut [u8], name: &str) -> Option<()> {
+    if file.get(..6)? != b"\x7fELF\x02\x01" {
+        return None;
+    }
+    let headers = usize::try_from(u64_at(file, 40)?).ok()?;
+    let (size, count) = (u16_at(file, 58)? as usize, u16_at(file, 60)? as usize);
+    let header = |i: usize| headers.checked_add(i * size);
+    let names = header(u16_at(file, 62)? as usize)?;
+    let names = usize::try_from(u64_at(file, names.checked_add(24)?)?).ok()?;
+    let is_it = |i: &usize| {
+        let at = header(*i).and_then(|at| u32_at(file, at)).map(|n| n as usize);
+        at.and_then(|n| text_at(file, names.checked_add(n)?)).is_some_and(|n| n == name)
+    };
+    let at = header((0..count).find(is_it)?)?.checked_add(32)?;
+    file.get_mut(at..at.checked_add(8)?)?.fill(0);
+    Some(())
+}
+
 struct Segment {
     kind: u32,
     offset: usize,
@@ -62,7 +83,7 @@ struct Segment {
 impl Segment {
     fn read(file: &[u8], at: usize) -> Option<Segment> {
         Some(Segment {
-            kind: u32::from_le_bytes(file.get(at..at.checked_add(4)?)?.try_into().ok()?),
+            kind: u32_at(file, at)?,
             offset: usize::try_from(u64_at(file, at.checked_add(8)?)?).ok()?,
             address: u64_at(file, at.checked_add(16)?)?,
             size: usize::try_from(u64_at(file, at.checked_add(32)?)?).ok()?,
@@ -72,6 +93,10 @@ impl Segment {
 
 fn u16_at(file: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(file.get(at..at.checked_add(2)?)?.try_into().ok()?))
+}
+
+fn u32_at(file: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(file.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
 fn u64_at(file: &[u8], at: usize) -> Option<u64> {
@@ -102,6 +127,24 @@ mod tests {
         assert_eq!(needs(b"#!/bin/sh\n"), None);
         for cut in [0, 5, 60, 100, 500] {
             assert_eq!(needs(&program[..cut]), None, "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_section_is_emptied_and_nothing_else_changes() {
+        let before = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let mut after = before.clone();
+        empty_section(&mut after, ".comment").unwrap();
+        let changed: Vec<usize> = (0..before.len()).filter(|i| before[*i] != after[*i]).collect();
+        assert!((1..=8).contains(&changed.len()), "{changed:?}");
+        let size = changed[0] & !7;
+        assert!(changed.iter().all(|i| (size..size + 8).contains(i)), "{changed:?}");
+        assert_eq!(u64_at(&after, size), Some(0));
+
+        assert_eq!(empty_section(&mut after, ".no-such-section"), None);
+        assert_eq!(empty_section(&mut b"#!/bin/sh\n".to_vec(), ".comment"), None);
+        for cut in [5, 60, 63, 100] {
+            assert_eq!(empty_section(&mut before[..cut].to_vec(), ".comment"), None, "{cut}");
         }
     }
 }

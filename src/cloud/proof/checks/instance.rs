@@ -212,47 +212,36 @@ pub async fn console(c: &Context) -> Result<Finding> {
 pub async fn reboot(c: &Context) -> Result<Finding> {
     let (member, admin) = (c.member()?, c.admin()?);
     let id = c.server()?;
-    let before = reach::who(c, c.floating()?.address).await?;
-    let first = known(&c.guest, "the first login")?;
-    if before.boot_id() != first.answers.boot_id() {
-        return Err(wrong("the instance rebooted by itself since the first login"));
-    }
+    let before = &known(&c.guest, "the first login")?.answers;
     let asked = Instant::now();
     Compute(member).hard_reboot(id).await?;
     let server = until_active(c, admin, id, "the server to be active after the reboot", 40).await?;
 
-    let (floating, old) = (c.floating()?.address, before.boot_id());
     let pinned = c.inputs.image.keeps_host_key;
     let nominal = if c.inputs.image.is_large() { 180 } else { 90 };
-    let after = c
-        .until("SSH after the hard reboot", nominal, 3, || async move {
-            match reach::try_who(c, floating, pinned).await {
-                Ok(who) if who.boot_id() == old => {
-                    Poll::NotYet("the old boot still answers".into())
-                }
-                Ok(who) => Poll::Ready(who),
-                Err(refusal) => reach::as_poll(c, refusal).await,
-            }
-        })
-        .await;
-    let console = c.read_console().await.unwrap_or_default();
-    let after = after.map_err(|e| e.evidence(console::last_lines(&console, 12)))?;
+    let after = match reach::ask_after_reboot(c, before.boot_id(), pinned, nominal).await {
+        Ok(after) => after,
+        Err(e) => {
+            let console = c.read_console().await.unwrap_or_default();
+            return Err(e.evidence(console::last_lines(&console, 12)));
+        }
+    };
 
     let elapsed = asked.elapsed().as_secs_f64();
     let (Some(was), Some(is)) = (before.uptime(), after.uptime()) else {
         return Err(wrong("the guest does not tell its uptime"));
     };
-    // A second of slack: the guest's clock ticks on its own.
+    // What rebooted by itself since the first login has been up for longer. A second of slack: the
+    // guest's clock ticks on its own.
     if is > elapsed + 1.0 {
         return Err(wrong(format!("its uptime is {is:.0} s, {elapsed:.0} s after the reboot")));
     }
-    let (_, answers) = reach::ask_everything(c, pinned).await?;
-    if answers.sources_of(&c.nonce).is_empty() {
+    if after.sources_of(&c.nonce).is_empty() {
         return Err(wrong("what came back does not return the nonce: another instance answers"));
     }
-    if answers.mtu_of(c.port()?.address).is_none() {
+    if after.mtu_of(c.port()?.address).is_none() {
         return Err(wrong("what came back has not its fixed address")
-            .evidence(console::last_lines(answers.get("address"), 12)));
+            .evidence(console::last_lines(after.get("address"), 12)));
     }
     let ports = Net(admin).ports("device_id", id).await?;
     let fixed = ports.first().and_then(|p| p.fixed_ips.first()).map(|f| f.ip_address);
@@ -265,9 +254,9 @@ pub async fn reboot(c: &Context) -> Result<Finding> {
     }
     pass(format!(
         "back after {elapsed:.0} s with its addresses, its nonce and {}; boot id {} became {}, \
-         uptime {was:.0} s became {is:.0} s",
+         uptime {was:.0} s at the first login became {is:.0} s",
         if pinned { "its host key" } else { "a new host key, made at each boot" },
-        short(old),
+        short(before.boot_id()),
         short(after.boot_id())
     ))
 }

@@ -80,7 +80,7 @@ pub async fn router_and_dhcp(c: &Context) -> Result<Finding> {
         }
     }
     for (whom, address) in [("gateway", gateway), ("dhcp", served)] {
-        if answers.pings_answered(whom) == 0 {
+        if answers.pings_answered(whom, address) == 0 {
             faults.push(format!("{address} answers no ping there: {}", answers.get(whom)));
         }
     }
@@ -102,7 +102,7 @@ pub async fn silence(c: &Context) -> Result<Finding> {
     ];
     let answers = ask(c, "silence in the router's namespace", 60, script.join("\n")).await?;
     let neighbour = answers.get("neighbour");
-    if answers.pings_answered("instance") > 0 {
+    if answers.pings_answered("instance", fixed) > 0 {
         return Err(wrong(format!("{fixed} answers ping though no rule lets it in"))
             .evidence(console::last_lines(answers.get("instance"), 4)));
     }
@@ -112,7 +112,7 @@ pub async fn silence(c: &Context) -> Result<Finding> {
         ))
         .hint("S4.10: are all agents alive, and are names and hosts the same everywhere?"));
     }
-    if answers.pings_answered("dhcp") == 0 {
+    if answers.pings_answered("dhcp", served) == 0 {
         return Err(wrong(format!(
             "{served} does not answer there either: silence proves nothing"
         ))
@@ -153,10 +153,12 @@ pub async fn reach(c: &Context) -> Result<Finding> {
     let answers = c
         .until("ping and SSH from the router's namespace", 60, 3, || async move {
             match ask(c, "one login from the router's namespace", 60, script.to_owned()).await {
-                Ok(a) if a.pings_answered("instance") > 0 && a.boot_id() == boot => Poll::Ready(a),
+                Ok(a) if a.pings_answered("instance", fixed) > 0 && a.boot_id() == boot => {
+                    Poll::Ready(a)
+                }
                 Ok(a) => Poll::NotYet(format!(
                     "{} of {PINGS} pings answered; SSH returned `{}`",
-                    a.pings_answered("instance"),
+                    a.pings_answered("instance", fixed),
                     a.boot_id()
                 )),
                 Err(e) => Poll::NotYet(e.to_string()),
@@ -169,7 +171,7 @@ pub async fn reach(c: &Context) -> Result<Finding> {
     pass(format!(
         "in {router}: {} of {PINGS} pings of {fixed} answered, and {user}@{fixed} by the key file \
          (0600) is the same boot",
-        answers.pings_answered("instance")
+        answers.pings_answered("instance", fixed)
     ))
 }
 

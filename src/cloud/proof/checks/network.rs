@@ -112,23 +112,28 @@ pub async fn internal(c: &Context) -> Result<Finding> {
 pub async fn router_made(c: &Context) -> Result<Finding> {
     let member = c.member()?;
     let net = Net(member);
-    let public = &known(&c.public, "the network public")?.id;
     let subnet = known(&c.subnet, "the subnet")?;
     let made = net.create_router("R2").await?;
     let id = made.id.as_str();
     c.ledger.add(member, "router", Service::Network, format!("/routers/{id}"));
     net.add_interface(id, subnet).await?;
     c.ledger.add_interface(member, id, subnet);
-    net.set_gateway(id, public).await?;
     fill(&c.router, made.id)?;
-    pass("`R2` with an interface on the subnet and a gateway to `public` accepted")
+    pass("`R2` with an interface on the subnet accepted")
+}
+
+pub async fn gateway(c: &Context) -> Result<Finding> {
+    let router = known(&c.router, "the router")?;
+    let public = &known(&c.public, "the network public")?.id;
+    Net(c.member()?).set_gateway(router, public).await?;
+    pass("gateway of `R2` to `public` accepted")
 }
 
 pub async fn router(c: &Context) -> Result<Finding> {
     let admin = c.admin()?;
     let (id, s) = (known(&c.router, "the router")?.as_str(), &c.inputs.subnets);
     let gateway = c
-        .until("the router's ports to be active", 30, 3, || async move {
+        .until("the router's ports to be active", 60, 3, || async move {
             let net = Net(admin);
             let ports = match net.ports("device_id", id).await {
                 Ok(ports) => ports,

@@ -1,21 +1,27 @@
 //! Whether a cloud that stood still, with its machines, goes on.
 
 use super::compute::Compute;
-use super::http::{ApiError, Connector, Http};
+use super::http::{ApiError, Body, Connector, Http, Request};
 use super::network::Net;
 use super::session::{Credentials, Session};
 use super::url::Url;
 use crate::error::Result;
 use crate::secret::Redactor;
 use crate::wait::{Death, Patience, Poll};
+use hyper::Method;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The waits after a restore, as reports name them.
+pub const FIRST_ANSWER: &str = "the first answer of the cloud";
+pub const FIRST_TOKEN: &str = "the first token of the cloud";
+/// What Keystone says of itself, on the reference machine.
+const ANSWER: Duration = Duration::from_secs(20);
 /// A token, on the reference machine: Keystone asks its database, which finds its connections gone.
 const TOKEN: Duration = Duration::from_secs(20);
-/// Between two requests for one: the first that is answered tells how long the cloud slept.
+/// Between two requests: the first that is answered tells how long the cloud slept.
 const ASK: Duration = Duration::from_millis(50);
 /// A heartbeat of every agent, on the reference machine. They are half a minute apart.
 const HEARD: Duration = Duration::from_secs(60);
@@ -35,17 +41,27 @@ pub struct Sleeper {
 }
 
 impl Sleeper {
-    /// Waits for the cloud's first answer, a token.
+    /// Waits for the cloud's first answer, then for a token.
     pub async fn token(&self, patience: &Patience, redactor: &Redactor) -> Result<Session> {
         let url = Url::parse(&self.auth_url)?;
         let (api, names) = (self.api.clone(), self.names.clone());
         let (speed, death) = (patience.speed.clone(), self.death.clone());
-        let http = Http::new(api, names, speed, death, redactor.clone());
-        let ask = || async {
+        let http = &Http::new(api, names, speed, death, redactor.clone());
+        let version = &Request {
+            method: Method::GET,
+            url: url.clone(),
+            body: Body::Empty,
+            token: None,
+            microversion: None,
+        };
+        let answer =
+            || async { http.send(version).await.map_or_else(not_yet, |_| Poll::Ready(())) };
+        patience.until(FIRST_ANSWER, ANSWER, ASK, &self.death, answer).await?;
+        let token = || async {
             let session = Session::login(http.clone(), &url, &self.region, self.who.clone());
             session.await.map_or_else(not_yet, Poll::Ready)
         };
-        patience.until("the first answer of the cloud", TOKEN, ASK, &self.death, ask).await
+        patience.until(FIRST_TOKEN, TOKEN, ASK, &self.death, token).await
     }
 
     /// Waits until every agent and every service that the cloud knows was heard again, and says how

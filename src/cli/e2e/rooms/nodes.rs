@@ -5,6 +5,7 @@ use super::{Cluster, Declared};
 use crate::cli::session::Work;
 use crate::engine::apply::Report;
 use crate::engine::inventory::Node;
+use crate::engine::ssh::is_lost;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Check, Event, Events, Status};
 use crate::roles::facts::{ByHand, Fact};
@@ -74,8 +75,11 @@ impl Cluster {
     async fn reboot(&self, work: &Work, declared: &Declared, node: &Node) -> Result<String> {
         let patience = work.patience();
         let before = boot_id(work, node).await?;
-        // Answered before it takes effect.
-        told(work, node, "to take the order to reboot", "systemctl --no-block reboot").await?;
+        // The connection may go before the answer comes.
+        match told(work, node, "to take the order to reboot", "systemctl --no-block reboot").await {
+            Err(e) if !is_lost(&e) => return Err(e),
+            _ => {}
+        }
         let start = Instant::now();
         let what = format!("{} to be up again", node.name);
         let death = &self.lab.death();

@@ -9,7 +9,7 @@ use crate::engine::ssh::is_lost;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Check, Event, Events, Status};
 use crate::roles::facts::{ByHand, Fact};
-use crate::wait::{Patience, Poll};
+use crate::wait::{Patience, Poll, Speed};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
@@ -50,7 +50,7 @@ impl Cluster {
         let start = Instant::now();
         for change in &declared.by_hand {
             let node = self.of(&change.node)?;
-            told(work, &node, "to have a file changed by hand", &change.shell).await?;
+            told(&work.speed, &node, "to have a file changed by hand", &change.shell).await?;
         }
         let report = self.apply(&declared.plan).await?;
         let seen = mended(&declared.by_hand, &report);
@@ -75,11 +75,7 @@ impl Cluster {
     async fn reboot(&self, work: &Work, declared: &Declared, node: &Node) -> Result<String> {
         let patience = work.patience();
         let before = boot_id(work, node).await?;
-        // The connection may go before the answer comes.
-        match told(work, node, "to take the order to reboot", "systemctl --no-block reboot").await {
-            Err(e) if !is_lost(&e) => return Err(e),
-            _ => {}
-        }
+        order_reboot(&work.speed, node).await?;
         let start = Instant::now();
         let what = format!("{} to be up again", node.name);
         let death = &self.lab.death();
@@ -152,15 +148,23 @@ async fn look(node: &Node, fact: &Fact) -> Poll<String> {
 }
 
 async fn boot_id(work: &Work, node: &Node) -> Result<String> {
-    told(work, node, "to say which boot it is", &format!("cat {BOOT_ID}")).await
+    told(&work.speed, node, "to say which boot it is", &format!("cat {BOOT_ID}")).await
+}
+
+/// The connection may go before the answer comes.
+async fn order_reboot(speed: &Speed, node: &Node) -> Result<()> {
+    match told(speed, node, "to take the order to reboot", "systemctl --no-block reboot").await {
+        Err(e) if !is_lost(&e) => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// Runs a short script on a node and returns what it printed.
-async fn told(work: &Work, node: &Node, what: &str, script: &str) -> Result<String> {
+async fn told(speed: &Speed, node: &Node, what: &str, script: &str) -> Result<String> {
     let (what, script) = (format!("{} {what}", node.name), format!("{{ {script}; }}"));
     let run = async { node.shell.script(script).await };
     // Too many to be shown as waits; the waits that they serve are shown.
-    let quiet = Patience::new(work.speed.clone(), Events::silent());
+    let quiet = Patience::new(speed.clone(), Events::silent());
     let out = quiet.within(&what, SHORT, &node.death, run).await?;
     if out.status != 0 {
         return Err(Error::provision(format!("waited for {what}, and it failed"))
@@ -208,6 +212,42 @@ fn mended(by_hand: &[ByHand], report: &Report) -> Result<String, String> {
 mod tests {
     use super::*;
     use crate::engine::apply::Change;
+    use crate::engine::inventory::Family;
+    use crate::engine::ssh::lost;
+    use crate::engine::transport::{Boxed, Output, Shell, Watch};
+    use bytes::Bytes;
+    use std::sync::Arc;
+
+    /// Ends every script in the same way.
+    #[derive(Debug)]
+    struct Ends(fn() -> Result<Output>);
+
+    impl Shell for Ends {
+        fn exec<'a>(
+            &'a self,
+            _: &'a [&'a str],
+            _: Bytes,
+            _: Option<Watch<'a>>,
+        ) -> Boxed<'a, Result<Output>> {
+            Box::pin(async { (self.0)() })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_goes_with_the_system_is_no_refusal_to_reboot() {
+        let order = async |ends: fn() -> Result<Output>| {
+            let node = Node::new("a", Family::Debian, Arc::new(Ends(ends)));
+            order_reboot(&Speed::new(1.0), &node).await
+        };
+        fn ended(status: i32) -> Output {
+            Output { status, stdout: Vec::new(), stderr: b"no bus".to_vec() }
+        }
+        order(|| Err(lost("early eof").while_doing("a"))).await.unwrap();
+        order(|| Ok(ended(0))).await.unwrap();
+        let e = order(|| Ok(ended(1))).await.unwrap_err();
+        assert_eq!(e.evidence_lines(), ["no bus"]);
+        order(|| Err(Error::lab("the SSH server opens no further session"))).await.unwrap_err();
+    }
 
     fn by_hand() -> Vec<ByHand> {
         vec![ByHand {

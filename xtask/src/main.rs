@@ -2,13 +2,16 @@
 //! there at once.
 
 use std::collections::BTreeSet;
-use std::process::{Command, ExitCode};
+use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
 
 /// What `cargo test` may take, tests built before: nextest ends what hangs by itself. `make test`
 /// takes 10 minutes where nothing is built, on two cores without KVM.
 const UNIT_LIMIT: Duration = Duration::from_secs(20 * 60);
 const VMTEST_LIMIT: Duration = Duration::from_secs(60 * 60);
+/// Within this, the kernel ends what it was told to kill, even where it writes a core or waits for
+/// a disk.
+const ENDING: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 const USAGE: &str = "\
@@ -97,14 +100,43 @@ fn watched(mut command: Command, limit: Duration) -> Outcome {
             return Ok(code_of(status));
         }
         if start.elapsed() >= limit {
-            let pids: Vec<String> = family(child.id()).iter().map(u32::to_string).collect();
-            let _ = Command::new("kill").arg("-KILL").args(&pids).status();
-            let _ = child.wait();
+            let left = end(&family(child.id()), &mut child);
             let limit = limit.as_secs();
-            return Err(format!("a test hangs: {command:?} was ended after {limit} s"));
+            let told = format!("a test hangs: {command:?} was ended after {limit} s");
+            return Err(match left.as_slice() {
+                [] => told,
+                pids => format!("{told}, but for the processes {pids:?}, which could not be"),
+            });
         }
         std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// Kills a child with its family, and waits until they are gone: a signal that was sent has not
+/// ended anything yet. Returns those that it did not end in time.
+fn end(family: &BTreeSet<u32>, child: &mut Child) -> Vec<u32> {
+    let start = Instant::now();
+    let pids = family.iter().map(u32::to_string);
+    let _ = Command::new("kill").arg("-KILL").args(pids).status();
+    loop {
+        // Reaps it, where it has ended.
+        let _ = child.try_wait();
+        let left: Vec<u32> = family.iter().copied().filter(|pid| runs(*pid)).collect();
+        if left.is_empty() || start.elapsed() >= ENDING {
+            return left;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Whether a process runs: it is neither gone, nor ended and not reaped yet by whoever has
+/// inherited it.
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    // The name, in brackets, may hold anything.
+    stat.is_ok_and(|stat| {
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    })
 }
 
 /// A process and all that descend from it.
@@ -181,8 +213,15 @@ mod tests {
         assert!(told.contains("a test hangs"), "{told}");
         let pid = std::fs::read_to_string(&file).unwrap();
         let _ = std::fs::remove_file(&file);
-        // Gone, or not reaped yet by whoever has inherited it.
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        assert!(stat.map_or(true, |stat| stat.contains(") Z ")), "its child lives");
+        let pid = pid.trim().parse().unwrap();
+        assert!(!runs(pid), "its child {pid} lives");
+    }
+
+    #[test]
+    fn a_process_runs_until_it_has_ended() {
+        let mut child = sh("exec sleep 1000").spawn().unwrap();
+        assert!(runs(child.id()));
+        assert_eq!(end(&family(child.id()), &mut child), []);
+        assert!(!runs(child.id()));
     }
 }

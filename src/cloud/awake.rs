@@ -1,21 +1,20 @@
 //! Whether a cloud that stood still, with its machines, goes on.
 
 use super::compute::Compute;
-use super::http::{ApiError, Body, Connector, Http, Request};
+use super::http::{ApiError, Connector, Http, Request};
 use super::network::Net;
 use super::session::{Credentials, Session};
 use super::url::Url;
 use crate::error::Result;
 use crate::secret::Redactor;
 use crate::wait::{Death, Patience, Poll};
-use hyper::Method;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// The waits after a restore, as reports name them.
-pub const FIRST_ANSWER: &str = "the first answer of the cloud";
+const FIRST_ANSWER: &str = "the first answer of the cloud";
 pub const FIRST_TOKEN: &str = "the first token of the cloud";
 /// What Keystone says of itself, on the reference machine.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -47,13 +46,7 @@ impl Sleeper {
         let (api, names) = (self.api.clone(), self.names.clone());
         let (speed, death) = (patience.speed.clone(), self.death.clone());
         let http = &Http::new(api, names, speed, death, redactor.clone());
-        let version = &Request {
-            method: Method::GET,
-            url: url.clone(),
-            body: Body::Empty,
-            token: None,
-            microversion: None,
-        };
+        let version = &Request::get(url.clone(), None);
         let answer =
             || async { http.send(version).await.map_or_else(not_yet, |_| Poll::Ready(())) };
         patience.until(FIRST_ANSWER, ANSWER, ASK, &self.death, answer).await?;

@@ -80,6 +80,12 @@ pub struct Request {
     pub microversion: Option<&'static str>,
 }
 
+impl Request {
+    pub fn get(url: Url, token: Option<Secret>) -> Request {
+        Request { method: Method::GET, url, body: Body::Empty, token, microversion: None }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub status: u16,
@@ -413,13 +419,9 @@ mod tests {
     }
 
     fn get(url: &str) -> Request {
-        Request {
-            method: Method::GET,
-            url: Url::parse(url).unwrap(),
-            body: Body::Empty,
-            token: Some(Secret::new("s3cr3t-s3cr3t")),
-            microversion: Some("compute 2.79"),
-        }
+        let token = Some(Secret::new("s3cr3t-s3cr3t"));
+        let microversion = Some("compute 2.79");
+        Request { microversion, ..Request::get(Url::parse(url).unwrap(), token) }
     }
 
     #[tokio::test]

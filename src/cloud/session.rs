@@ -288,15 +288,7 @@ impl Session {
     /// GET of a URL of the catalogue as it stands there, as this user.
     pub async fn visit(&self, url: &Url) -> Result<Reply, ApiError> {
         let token = Some(self.current().secret.clone());
-        self.http
-            .send(&Request {
-                method: Method::GET,
-                url: url.clone(),
-                body: Body::Empty,
-                token,
-                microversion: None,
-            })
-            .await
+        self.http.send(&Request::get(url.clone(), token)).await
     }
 }
 

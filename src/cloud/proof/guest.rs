@@ -19,16 +19,11 @@ printf '@@stackproof end\\n'";
 /// All questions. `gateway` and `dhcp` are pinged at once.
 pub fn questions(gateway: Ipv4Addr, dhcp: Ipv4Addr) -> String {
     format!(
-        r#"{PRELUDE}
-say boot; cat /proc/sys/kernel/random/boot_id
-say uptime; cat /proc/uptime
-say address; ip addr 2>/dev/null || busybox ip addr
+        r#"{SAME}
 say route; ip route 2>/dev/null || busybox ip route
 say pings; echo3 {gateway} & echo3 {dhcp} & wait
 say local-ipv4; fetch latest/meta-data/local-ipv4
 say instance-id; fetch latest/meta-data/instance-id
-say user-data; fetch latest/user-data
-say meta-data; fetch openstack/latest/meta_data.json
 say bulk; head -c {BULK} /dev/zero | tr '\0' x
 say end
 "#
@@ -37,19 +32,11 @@ say end
 
 /// What tells whether the same instance came back whole from a reboot.
 pub fn questions_after_reboot() -> String {
-    format!(
-        r#"{PRELUDE}
-say boot; cat /proc/sys/kernel/random/boot_id
-say uptime; cat /proc/uptime
-say address; ip addr 2>/dev/null || busybox ip addr
-say user-data; fetch latest/user-data
-say meta-data; fetch openstack/latest/meta_data.json
-say end
-"#
-    )
+    format!("{SAME}\nsay end\n")
 }
 
-const PRELUDE: &str = r#"export PATH="$PATH:/sbin:/usr/sbin:/bin:/usr/bin"
+/// Asked before a reboot and after it.
+const SAME: &str = r#"export PATH="$PATH:/sbin:/usr/sbin:/bin:/usr/bin"
 say() { printf '\n@@stackproof %s\n' "$1"; }
 # A busybox that is not setuid pings as root only.
 echo3() { ping -c 3 "$1" 2>&1 || sudo -n ping -c 3 "$1" 2>&1; }
@@ -57,7 +44,12 @@ fetch() {
   wget -q -T 60 -O - "http://169.254.169.254/$1" 2>/dev/null ||
   curl -s -f -m 60 "http://169.254.169.254/$1" 2>/dev/null ||
   busybox wget -q -T 60 -O - "http://169.254.169.254/$1" 2>/dev/null
-}"#;
+}
+say boot; cat /proc/sys/kernel/random/boot_id
+say uptime; cat /proc/uptime
+say address; ip addr 2>/dev/null || busybox ip addr
+say user-data; fetch latest/user-data
+say meta-data; fetch openstack/latest/meta_data.json"#;
 
 /// The answers, by question.
 #[derive(Clone, Debug, Default)]

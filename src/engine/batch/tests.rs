@@ -1,8 +1,7 @@
 use super::*;
 use crate::engine::resource::Input;
 use crate::engine::resources::testing::roots;
-use crate::engine::transport::{Boxed, Watch};
-use bytes::Bytes;
+use crate::engine::transport::Canned;
 
 #[tokio::test]
 async fn each_fragment_has_its_own_output_status_and_errors() {
@@ -64,25 +63,10 @@ fn a_script_cut_on_the_way_runs_nothing() {
     }
 }
 
-/// A node that prints something else than what was asked for.
-#[derive(Debug)]
-struct Liar(&'static str);
-
-impl Shell for Liar {
-    fn exec<'a>(
-        &'a self,
-        _: &'a [&'a str],
-        _: Bytes,
-        _: Option<Watch<'a>>,
-    ) -> Boxed<'a, Result<Output>> {
-        let stderr = self.0.as_bytes().to_vec();
-        Box::pin(async { Ok(Output { status: 1, stdout: vec![], stderr }) })
-    }
-}
-
 #[tokio::test]
 async fn a_shell_that_ends_early_is_an_error_with_its_last_words() {
-    let liar = Liar("sudo: a password is required\n");
+    let stderr = b"sudo: a password is required\n";
+    let liar = Canned::new(|| Ok(Output { status: 1, stdout: vec![], stderr: stderr.to_vec() }));
     let e = run(&liar, &[Script::new("true")], 5, OnFailure::GoOn).await.unwrap_err();
     assert_eq!(e.evidence_lines(), ["sudo: a password is required"]);
 }

@@ -1,8 +1,12 @@
 //! How scripts reach a node.
 
+#[cfg(test)]
+mod canned;
 mod local;
 mod ssh;
 
+#[cfg(test)]
+pub use canned::Canned;
 pub use local::Local;
 pub use ssh::{Connector, Ssh, Stream};
 

@@ -106,13 +106,12 @@ mod tests {
     use crate::cloud::proof::login::KeyPair;
     use crate::engine::inventory::Family;
     use crate::engine::journal::Journal;
-    use crate::engine::transport::{Boxed, Output, Shell, Watch};
+    use crate::engine::transport::{Canned, Output};
     use crate::event::Events;
     use crate::lab::keys::SshKey;
     use crate::roles::secrets::Secrets;
     use crate::secret::Secret;
     use crate::wait::Speed;
-    use bytes::Bytes;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
 
@@ -130,22 +129,6 @@ mod tests {
         assert_eq!(std::fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
-    /// Answers every script with all secrets, as a service that logs its settings would.
-    #[derive(Debug)]
-    struct Talkative(String);
-
-    impl Shell for Talkative {
-        fn exec<'a>(
-            &'a self,
-            _: &'a [&'a str],
-            _: Bytes,
-            _: Option<Watch<'a>>,
-        ) -> Boxed<'a, Result<Output>> {
-            let stdout = self.0.clone().into_bytes();
-            Box::pin(async move { Ok(Output { status: 0, stdout, stderr: Vec::new() }) })
-        }
-    }
-
     #[tokio::test]
     async fn a_run_that_fails_late_leaves_no_secret_in_its_folder() {
         let (secrets, redactor) = (Secrets::generate().unwrap(), Redactor::default());
@@ -161,7 +144,10 @@ mod tests {
             all.iter().map(|(name, s)| format!("[1.0] {name}: x={};\n", s.reveal())).collect();
 
         let spec = LabSpec::load(Path::new("vmtests/labs/one-node.toml")).unwrap();
-        let shell = Arc::new(Talkative(said.clone()));
+        // As a service that logs its settings would.
+        let stdout = said.clone().into_bytes();
+        let says_all = move || Ok(Output { stdout: stdout.clone(), ..Output::default() });
+        let shell = Arc::new(Canned::new(says_all));
         let node = Node::new("openstack1", Family::Debian, shell);
         let patience = Patience::new(Speed::new(1.0), Events::silent());
         let mut texts = gather(&[node], &spec, &patience, &redactor).await;

@@ -214,29 +214,13 @@ mod tests {
     use crate::engine::apply::Change;
     use crate::engine::inventory::Family;
     use crate::engine::ssh::lost;
-    use crate::engine::transport::{Boxed, Output, Shell, Watch};
-    use bytes::Bytes;
+    use crate::engine::transport::{Canned, Output};
     use std::sync::Arc;
-
-    /// Ends every script in the same way.
-    #[derive(Debug)]
-    struct Ends(fn() -> Result<Output>);
-
-    impl Shell for Ends {
-        fn exec<'a>(
-            &'a self,
-            _: &'a [&'a str],
-            _: Bytes,
-            _: Option<Watch<'a>>,
-        ) -> Boxed<'a, Result<Output>> {
-            Box::pin(async { (self.0)() })
-        }
-    }
 
     #[tokio::test]
     async fn a_connection_that_goes_with_the_system_is_no_refusal_to_reboot() {
         let order = async |ends: fn() -> Result<Output>| {
-            let node = Node::new("a", Family::Debian, Arc::new(Ends(ends)));
+            let node = Node::new("a", Family::Debian, Arc::new(Canned::new(ends)));
             order_reboot(&Speed::new(1.0), &node).await
         };
         fn ended(status: i32) -> Output {

@@ -5,9 +5,11 @@ use crate::engine::inventory::{Family, Node};
 use crate::engine::ssh;
 use crate::engine::transport::{Connector, Ssh, Stream};
 use crate::error::{Error, Result};
+use crate::event::Events;
 use crate::lab::Lab;
 use crate::lab::checkpoint::{BLANK, SLIM};
-use crate::wait::{Patience, Poll, Speed};
+use crate::lab::outside::{ConnectFailure, Leg, TcpStream};
+use crate::wait::{Death, Patience, Poll, Speed};
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,6 +17,10 @@ use tokio::task::JoinSet;
 
 /// One TCP connection to a node, on the reference machine.
 const CONNECTING: Duration = Duration::from_secs(10);
+/// A machine that boots has its address before its SSH server listens: so long a refusal is not
+/// believed, on the reference machine.
+const LISTENING: Duration = Duration::from_secs(4);
+const REFUSED_AGAIN: Duration = Duration::from_millis(200);
 /// To give back what a node keeps and does not need, on the reference machine.
 const SLIMMING: Duration = Duration::from_secs(30);
 /// To set a clock, on the reference machine.
@@ -68,14 +74,7 @@ fn reach_one(lab: &Lab, machine: &crate::lab::Node, speed: &Speed) -> Result<Nod
             .at(&lab.spec().file, None)
             .hint("nodes are reached through a leg of ours: give the network one")
     })?;
-    let (at, speed) = (SocketAddrV4::new(*address, 22), speed.clone());
-    let connect: Connector = Arc::new(move || {
-        let (leg, limit) = (leg.clone(), speed.scale(CONNECTING));
-        Box::pin(async move {
-            let stream = leg.connect(at, limit).await?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
-        })
-    });
+    let connect = connector(leg, SocketAddrV4::new(*address, 22), speed, machine.vm.death());
     let name = machine.name();
     let key = ssh::Key::from_openssh(&lab.login_key().private_pem())?;
     let host_key = ssh::HostKey::Pinned(machine.host_key.clone());
@@ -88,6 +87,45 @@ fn reach_one(lab: &Lab, machine: &crate::lab::Node, speed: &Speed) -> Result<Nod
         }
     }
     Ok(node)
+}
+
+/// Opens connections to a machine's SSH server, which may be about to start.
+pub fn connector(leg: Leg, at: SocketAddrV4, speed: &Speed, death: Death) -> Connector {
+    let patience = Patience::new(speed.clone(), Events::silent());
+    Arc::new(move || {
+        let (leg, patience, death) = (leg.clone(), patience.clone(), death.clone());
+        Box::pin(async move {
+            let stream = open(&leg, at, &patience, &death).await?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    })
+}
+
+async fn open(
+    leg: &Leg,
+    at: SocketAddrV4,
+    patience: &Patience,
+    death: &Death,
+) -> Result<TcpStream> {
+    let limit = patience.speed.scale(CONNECTING);
+    let refused = match leg.try_connect(at, limit).await {
+        Ok(stream) => return Ok(stream),
+        Err(refused @ ConnectFailure::Refused) => refused.into_error(at),
+        Err(other) => return Err(other.into_error(at)),
+    };
+    let again = || async {
+        match leg.try_connect(at, limit).await {
+            Ok(stream) => Poll::Ready(stream),
+            Err(refused @ ConnectFailure::Refused) => Poll::NotYet(refused.to_string()),
+            Err(other) => Poll::Failed(other.into_error(at)),
+        }
+    };
+    let what = format!("{at} to listen");
+    let opened = patience.until(&what, LISTENING, REFUSED_AGAIN, death, again).await;
+    opened.map_err(|e| match refused.hint_text() {
+        Some(hint) if e.hint_text().is_none() => e.hint(hint),
+        _ => e,
+    })
 }
 
 /// Has the nodes give back what they keep and do not need, and waits until it has left the
@@ -186,6 +224,8 @@ mod tests {
     use super::*;
     use crate::engine::resources::testing::root;
     use crate::event::{Event, Events, Level};
+    use crate::lab::switch::Switch;
+    use crate::wait::Life;
 
     /// A chronyc whose upstream is trusted from the `good`th burst on, and which notes what it is
     /// told.
@@ -217,6 +257,45 @@ esac
 
     fn is_warning(event: &Event) -> bool {
         matches!(event, Event::Note { level: Level::Warning, .. })
+    }
+
+    fn two_legs() -> (Leg, Leg, SocketAddrV4) {
+        let network = Switch::new().network("management");
+        let [ours, theirs] = [1, 11].map(|n| Leg::new(&network, [192, 168, 103, n].into(), 24));
+        let at = SocketAddrV4::new(theirs.address(), 22);
+        (ours, theirs, at)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_boots_is_not_believed_its_first_refusals() {
+        let (ours, theirs, at) = two_legs();
+        let connect = connector(ours, at, &Speed::new(1.0), Death::never());
+        let listens = async {
+            tokio::time::sleep(LISTENING / 2).await;
+            theirs.listen(22).await.unwrap().accept().await
+        };
+        let (stream, _accepted) = tokio::join!(connect(), listens);
+        stream.map(drop).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_never_listens_is_told_with_its_refusal() {
+        let (ours, _theirs, at) = two_legs();
+        let connect = connector(ours, at, &Speed::new(1.0), Death::never());
+        let e = connect().await.map(drop).unwrap_err();
+        assert!(e.message().contains("192.168.103.11:22 to listen"), "{e}");
+        assert!(e.evidence_lines().concat().contains("connection refused"), "{e:?}");
+        assert!(e.hint_text().unwrap().contains("the service runs"), "{e:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_dead_machine_to_listen() {
+        let (ours, _theirs, at) = two_legs();
+        let (life, death) = Life::new();
+        life.ends("QEMU of a was killed by signal 9");
+        let connect = connector(ours, at, &Speed::new(1.0), death);
+        let e = connect().await.map(drop).unwrap_err();
+        assert!(e.message().contains("QEMU of a was killed"), "{e}");
     }
 
     #[tokio::test]

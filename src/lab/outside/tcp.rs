@@ -72,7 +72,7 @@ impl fmt::Display for ConnectFailure {
 impl std::error::Error for ConnectFailure {}
 
 impl ConnectFailure {
-    pub(super) fn into_error(self, to: SocketAddrV4) -> Error {
+    pub fn into_error(self, to: SocketAddrV4) -> Error {
         let hint = match &self {
             Self::Refused => "The machine answers; see whether the service runs and listens there.",
             Self::Unreachable(Unreachable::NoRoute) => {

@@ -18,7 +18,7 @@ use super::{finish, print, write};
 use crate::cloud::awake::FIRST_TOKEN;
 use crate::error::{Context, Kind, Result};
 use crate::images::digest::{self, Algorithm};
-use crate::lab::accel::Accel;
+use crate::lab::accel::{Accel, Trust};
 use crate::lab::hypervisor::Hypervisor;
 use serde::Serialize;
 use serde_json::Value;
@@ -156,7 +156,7 @@ async fn measure(work: Work, args: Bench) -> Result<Results> {
 
 async fn host(work: &Work) -> Result<Host> {
     let hypervisor = e2e::hypervisor().await?;
-    let accel = e2e::accelerator(work, &hypervisor).await?;
+    let accel = e2e::accelerator(work, &hypervisor, Trust::Choice).await?;
     Ok(Host { hypervisor, accel })
 }
 

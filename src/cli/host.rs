@@ -7,7 +7,7 @@ use super::view::human_bytes;
 use super::{e2e, finish, print, write};
 use crate::error::{Error, Result};
 use crate::host::{self, DeviceState, HostReport, Need, NeedState};
-use crate::lab::accel::{self, Judgement, Trial};
+use crate::lab::accel::{self, Judgement, Notes, Trial, Trust};
 use crate::lab::hypervisor::Hypervisor;
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -44,7 +44,7 @@ async fn check(work: &Work, json: bool) -> Result<()> {
     make_store(work)?;
     let report = host::inspect(&work.env.store, work.env.mirrors().as_ref()).await;
     let judged = match e2e::hypervisor().await {
-        Ok(hypervisor) => Some(work.events.phase("accelerator", judge(&hypervisor)).await?),
+        Ok(hypervisor) => Some(work.events.phase("accelerator", judge(work, &hypervisor)).await?),
         Err(_) => None,
     };
     let text = if json {
@@ -68,10 +68,12 @@ async fn check(work: &Work, json: bool) -> Result<()> {
     })
 }
 
-async fn judge(hypervisor: &Hypervisor) -> Result<Judgement> {
+/// Whoever asks is told what is, and not what was.
+async fn judge(work: &Work, hypervisor: &Hypervisor) -> Result<Judgement> {
     let scratch = tempfile::tempdir()
         .map_err(|e| Error::host("a temporary folder cannot be made").because(e))?;
-    accel::judge(hypervisor, scratch.path()).await
+    let notes = Notes::of_store(&work.env.store);
+    accel::judge(hypervisor, scratch.path(), &notes, Trust::Nothing).await
 }
 
 fn state(need: &Need) -> String {

@@ -1,20 +1,25 @@
 //! Which accelerator: decided by running guest code, because opening /dev/kvm proves nothing.
 
+mod notes;
 mod probe;
+
+pub use notes::{Notes, Trust};
 
 use super::hypervisor::Hypervisor;
 use super::process::Process;
 use super::qemu;
 use crate::error::{Context, Error, Kind, Result};
 use crate::wait::Speed;
+use notes::Noted;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Accel {
     /// The processor runs the guest.
     Kvm,
@@ -45,10 +50,10 @@ const KVM_LIMIT_LEAST: Duration = Duration::from_secs(1);
 
 /// So many runs at most, of which the best counts, and none is begun later than this.
 const RUNS: usize = 5;
-const REPEATING: Duration = Duration::from_secs(2);
+const REPEATING: Duration = Duration::from_secs(1);
 
 /// What running the probe under one accelerator gave.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Trial {
     Worked {
         /// From QEMU's start to the guest's first instruction.
@@ -100,9 +105,49 @@ pub struct Judgement {
     pub tcg: Trial,
 }
 
+/// Measures the accelerators that `notes` tell nothing of, or nothing that is trusted, and notes what
+/// was found. `scratch` is a directory for the probe's firmware.
+pub async fn judge(
+    hypervisor: &Hypervisor,
+    scratch: &Path,
+    notes: &Notes,
+    trust: Trust,
+) -> Result<Judgement> {
+    let kvm_opens = kvm_device().is_ok();
+    let noted = match trust {
+        Trust::Nothing => None,
+        Trust::Choice | Trust::Speed => notes.read(hypervisor, kvm_opens),
+    };
+    let judged = match noted {
+        Some(noted) if trust == Trust::Speed && noted.is_fresh(SystemTime::now()) => {
+            return conclude(noted.kvm, noted.tcg);
+        }
+        Some(noted) => again(hypervisor, scratch, noted).await?,
+        None => None,
+    };
+    let judged = match judged {
+        Some(judged) => judged,
+        None => measure(hypervisor, scratch).await?,
+    };
+    notes.write(hypervisor, kvm_opens, (judged.accel, &judged.kvm, &judged.tcg));
+    Ok(judged)
+}
+
+/// Measures the one that was chosen. None where it does not do what it did.
+async fn again(hypervisor: &Hypervisor, scratch: &Path, noted: Noted) -> Result<Option<Judgement>> {
+    let Noted { accel, kvm, tcg, .. } = noted;
+    let now = best(hypervisor, accel, TCG_LIMIT, scratch).await?;
+    let Some(work) = now.work() else { return Ok(None) };
+    let (kvm, tcg) = match accel {
+        Accel::Kvm => (now, tcg),
+        Accel::Tcg => (kvm, now),
+    };
+    Ok(Some(judgement(accel, work, kvm, tcg)))
+}
+
 /// Measures both accelerators, one after the other, each several times: seconds, unless the host is
-/// loaded. `scratch` is a directory for the probe's firmware.
-pub async fn judge(hypervisor: &Hypervisor, scratch: &Path) -> Result<Judgement> {
+/// loaded.
+async fn measure(hypervisor: &Hypervisor, scratch: &Path) -> Result<Judgement> {
     let tcg = best(hypervisor, Accel::Tcg, TCG_LIMIT, scratch).await?;
     // What is slower than TCG need not be awaited.
     let limit = tcg.work().unwrap_or(TCG_LIMIT / 2).max(KVM_LIMIT_LEAST);
@@ -145,9 +190,14 @@ fn conclude(kvm: Trial, tcg: Trial) -> Result<Judgement> {
                 .hint("see `stackproof host check`; a very loaded host looks like this too"));
         }
     };
+    Ok(judgement(accel, work, kvm, tcg))
+}
+
+/// `work` is that of `accel`.
+fn judgement(accel: Accel, work: Duration, kvm: Trial, tcg: Trial) -> Judgement {
     let measured = work.as_secs_f64() / REFERENCE.as_secs_f64();
     let beyond = (measured > Speed::MOST).then_some(measured);
-    Ok(Judgement { accel, speed: measured.min(Speed::MOST), beyond, kvm, tcg })
+    Judgement { accel, speed: measured.min(Speed::MOST), beyond, kvm, tcg }
 }
 
 /// The best of several runs of the probe: what else the host does makes one slower, and nothing makes
@@ -339,6 +389,28 @@ mod tests {
         let trial = try_one(&hypervisor, Accel::Tcg, limit, dir.path()).await.unwrap();
         assert!(trial.work().is_some(), "{trial}");
         assert_eq!(dir.path().read_dir().unwrap().count(), 0, "nothing is left behind");
+    }
+
+    #[tokio::test]
+    async fn what_was_noted_is_not_measured_again_as_far_as_it_is_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = Hypervisor::find("qemu-system-x86_64".as_ref(), "qemu-img".as_ref()).await;
+        let (hypervisor, opens) = (found.expect("these tests need QEMU"), kvm_device().is_ok());
+        let notes = Notes::of_store(dir.path());
+        // As no host is.
+        let (kvm, tcg) = (Trial::Unusable("it was noted".into()), worked(1_000_000));
+        notes.write(&hypervisor, opens, (Accel::Tcg, &kvm, &tcg));
+        let judge = |trust| judge(&hypervisor, dir.path(), &notes, trust);
+
+        let recalled = judge(Trust::Speed).await.unwrap();
+        assert_eq!((recalled.accel, &recalled.kvm, &recalled.tcg), (Accel::Tcg, &kvm, &tcg));
+        let chosen = judge(Trust::Choice).await.unwrap();
+        assert_eq!((chosen.accel, &chosen.kvm), (Accel::Tcg, &kvm), "the other is not measured");
+        assert!(chosen.tcg.work() < tcg.work(), "{chosen:?}");
+        assert_eq!(judge(Trust::Speed).await.unwrap().tcg, chosen.tcg, "it is noted in its place");
+        let measured = judge(Trust::Nothing).await.unwrap();
+        assert_ne!(measured.kvm, kvm);
+        assert_eq!(judge(Trust::Speed).await.unwrap().kvm, measured.kvm);
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@ use crate::event::{Check, Event, Status};
 use crate::images::manifest::{Manifests, load_dir};
 use crate::images::store::Store;
 use crate::lab::BootImage;
+use crate::lab::accel::Trust;
 use crate::lab::spec::LabSpec;
 use instance::Wanted;
 use logs::Logs;
@@ -70,7 +71,8 @@ async fn act(work: Work, args: E2e) -> Result<()> {
             Ok::<_, Error>((wanted.obtain(&work, &store).await?, images))
         })
         .await?;
-    let accel = events.phase("accelerator", rooms::accelerator(&work, &hypervisor)).await?;
+    let accel =
+        events.phase("accelerator", rooms::accelerator(&work, &hypervisor, Trust::Choice)).await?;
     let logs = Logs::open(&work, &args)?;
     let boot =
         rooms::Boot { images: &images, hypervisor, accel, logs: &logs.folder, keep: args.keep };

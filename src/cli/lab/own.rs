@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Events};
 use crate::images::manifest::load_dir;
 use crate::lab::LabOptions;
+use crate::lab::accel::Trust;
 use crate::lab::admission::Reservation;
 use crate::lab::spec::LabSpec;
 use crate::secret::Redactor;
@@ -208,7 +209,8 @@ async fn options(
     hypervisor: crate::lab::hypervisor::Hypervisor,
     logs: &Path,
 ) -> Result<LabOptions> {
-    let accel = work.events.phase("accelerator", e2e::accelerator(work, &hypervisor)).await?;
+    let accel =
+        work.events.phase("accelerator", e2e::accelerator(work, &hypervisor, Trust::Speed)).await?;
     Ok(LabOptions {
         run_root: e2e::runs(&work.env.store),
         slots: e2e::runs(&work.env.store),

@@ -26,7 +26,7 @@ use crate::engine::journal::Journal;
 use crate::engine::plan::{Plan, Stage};
 use crate::error::{Error, Result};
 use crate::images::store::Store;
-use crate::lab::accel::{self, Accel};
+use crate::lab::accel::{self, Accel, Notes, Trust};
 use crate::lab::admission::{self, Ledger, Reservation, Room, Turn, Want};
 use crate::lab::hypervisor::Hypervisor;
 use crate::lab::keys::SshKey;
@@ -84,11 +84,13 @@ pub async fn reserve(work: &Work, spec: &LabSpec, no_wait: bool) -> Result<Reser
     ledger(work)?.reserve(&Want::of(spec), turn, &work.patience()).await
 }
 
-/// Measures, sets the speed that scales every deadline, and notes both in the record.
-pub async fn accelerator(work: &Work, hypervisor: &Hypervisor) -> Result<Accel> {
+/// Measures what earlier runs have not, as far as they are trusted, sets the speed that scales every
+/// deadline, and notes both in the record.
+pub async fn accelerator(work: &Work, hypervisor: &Hypervisor, trust: Trust) -> Result<Accel> {
     let scratch = tempfile::tempdir()
         .map_err(|e| Error::host("a temporary folder cannot be made").because(e))?;
-    let judged = accel::judge(hypervisor, scratch.path()).await?;
+    let notes = Notes::of_store(&work.env.store);
+    let judged = accel::judge(hypervisor, scratch.path(), &notes, trust).await?;
     work.speed.set(judged.speed);
     if let Some(beyond) = judged.beyond {
         work.events.warning(format!(

@@ -5,7 +5,7 @@ pub use crate::dice::Dice;
 use crate::registry;
 use stackproof::engine::inventory::{Family, Node as EngineNode};
 use stackproof::engine::ssh::{HostKey, Key};
-use stackproof::engine::transport::{Connector, Shell, Ssh, Stream};
+use stackproof::engine::transport::{Shell, Ssh};
 use stackproof::error::{Error, Result};
 use stackproof::event::Events;
 use stackproof::lab::accel;
@@ -14,6 +14,7 @@ use stackproof::lab::outside::Leg;
 use stackproof::lab::spec::LabSpec;
 use stackproof::lab::{BootImage, Lab, LabOptions, Node};
 use stackproof::secret::Redactor;
+use stackproof::supervisor::nodes;
 use stackproof::wait::{Death, Patience, Poll, Speed};
 use std::fmt::Write;
 use std::net::SocketAddrV4;
@@ -26,9 +27,6 @@ pub const MANAGEMENT: &str = "management";
 
 /// One command in a guest, on the reference machine.
 pub const COMMAND: Duration = Duration::from_secs(20);
-
-/// One TCP connection to a guest, on the reference machine.
-const CONNECTING: Duration = Duration::from_secs(10);
 
 /// Runs a test to its end; an error is told with its evidence and its hint.
 pub fn run(test: impl Future<Output = Result<()>>) -> std::result::Result<(), String> {
@@ -64,7 +62,8 @@ impl Bench {
         let root = tempfile::tempdir().expect("a temporary folder");
         let hypervisor =
             Hypervisor::find("qemu-system-x86_64".as_ref(), "qemu-img".as_ref()).await?;
-        let judged = accel::judge(&hypervisor, root.path()).await?;
+        let notes = accel::Notes::of_store(registry::store().expect("the registry looked").root());
+        let judged = accel::judge(&hypervisor, root.path(), &notes, accel::Trust::Speed).await?;
         let (events, mut from) = Events::channel();
         let (to, seen) = watch::channel(Vec::new());
         tokio::spawn(async move {
@@ -140,14 +139,8 @@ impl Bench {
 
     pub fn ssh_with(&self, lab: &Lab, node: &Node, key: Key, host_key: HostKey) -> Result<Ssh> {
         let leg = leg(lab).clone();
-        let (at, speed) = (SocketAddrV4::new(node.login.1, 22), self.patience.speed.clone());
-        let connect: Connector = Arc::new(move || {
-            let (leg, limit) = (leg.clone(), speed.scale(CONNECTING));
-            Box::pin(async move {
-                let stream = leg.connect(at, limit).await?;
-                Ok(Box::new(stream) as Box<dyn Stream>)
-            })
-        });
+        let (at, speed) = (SocketAddrV4::new(node.login.1, 22), &self.patience.speed);
+        let connect = nodes::connector(leg, at, speed, node.vm.death());
         Ok(Ssh::new(node.name(), lab.login_user(), key, host_key, connect))
     }
 

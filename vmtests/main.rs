@@ -1,9 +1,10 @@
 //! The tests that run against real guests: a harness that speaks the protocol of `cargo test` and
 //! of cargo-nextest, and the list of the tests.
 //!
-//! A test declares what it needs. Its name begins with its size (`micro::` or `node::`), which
-//! follows from the memory it declares: `.config/nextest.toml` makes groups of it. A test whose
-//! needs are not met is listed as ignored, never as passed; `--not-run` says why.
+//! A test declares what it needs. Its name begins with its size (`micro::` for one small guest,
+//! `pair::` for two, `node::`), which follows from that: `.config/nextest.toml` gives each as many
+//! processors. A test whose needs are not met is listed as ignored, never as passed; `--not-run`
+//! says why.
 
 mod bench;
 mod dice;
@@ -15,7 +16,7 @@ use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // A part of `micro::death` that is to be killed, and so must be a process of its own.
+    // A part of `death` that is to be killed, and so must be a process of its own.
     if let [_, flag, root] = std::env::args_os().collect::<Vec<_>>().as_slice()
         && flag == "--run-lab"
     {

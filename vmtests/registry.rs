@@ -36,7 +36,11 @@ const MICRO: u64 = 1024;
 
 impl Test {
     pub fn name(&self) -> String {
-        let size = if self.needs.memory <= MICRO { "micro" } else { "node" };
+        let size = match self.needs {
+            Needs { memory, .. } if memory > MICRO => "node",
+            Needs { guests: 0 | 1, .. } => "micro",
+            _ => "pair",
+        };
         format!("{size}::{}", self.path)
     }
 }

@@ -20,7 +20,9 @@ fn main() -> io::Result<()> {
     let mut table = String::from("pub static FILES: &[(&str, &[u8])] = &[\n");
     for file in &files {
         let name = file.strip_prefix(&root).expect("walked from the root");
-        writeln!(table, "    ({name:?}, include_bytes!({file:?})),").expect("to a String");
+        // Not the path of today: a checkout may be moved, and what was built moves with it.
+        let here = format!("concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/\", {name:?})");
+        writeln!(table, "    ({name:?}, include_bytes!({here})),").expect("to a String");
     }
     table.push_str("];\n");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));

@@ -120,7 +120,10 @@ pub async fn judge(
     };
     let judged = match noted {
         Some(noted) if trust == Trust::Speed && noted.is_fresh(SystemTime::now()) => {
-            return conclude(noted.kvm, noted.tcg);
+            if let Some(judged) = of_trials(noted.accel, &noted.kvm, &noted.tcg) {
+                return Ok(judged);
+            }
+            None
         }
         Some(noted) => again(hypervisor, scratch, noted).await?,
         None => None,
@@ -137,12 +140,21 @@ pub async fn judge(
 async fn again(hypervisor: &Hypervisor, scratch: &Path, noted: Noted) -> Result<Option<Judgement>> {
     let Noted { accel, kvm, tcg, .. } = noted;
     let now = best(hypervisor, accel, TCG_LIMIT, scratch).await?;
-    let Some(work) = now.work() else { return Ok(None) };
     let (kvm, tcg) = match accel {
         Accel::Kvm => (now, tcg),
         Accel::Tcg => (kvm, now),
     };
-    Ok(Some(judgement(accel, work, kvm, tcg)))
+    Ok(of_trials(accel, &kvm, &tcg))
+}
+
+/// The choice stands, also where what was measured at two times would say another one: they say
+/// nothing of each other. None where the chosen one did not work.
+fn of_trials(accel: Accel, kvm: &Trial, tcg: &Trial) -> Option<Judgement> {
+    let chosen = match accel {
+        Accel::Kvm => kvm,
+        Accel::Tcg => tcg,
+    };
+    Some(judgement(accel, chosen.work()?, kvm.clone(), tcg.clone()))
 }
 
 /// Measures both accelerators, one after the other, each several times: seconds, unless the host is
@@ -389,6 +401,13 @@ mod tests {
         let trial = try_one(&hypervisor, Accel::Tcg, limit, dir.path()).await.unwrap();
         assert!(trial.work().is_some(), "{trial}");
         assert_eq!(dir.path().read_dir().unwrap().count(), 0, "nothing is left behind");
+    }
+
+    #[test]
+    fn a_choice_that_was_made_stands_though_the_host_is_busier_now() {
+        let busier = of_trials(Accel::Tcg, &worked(900), &worked(1440)).unwrap();
+        assert_eq!((busier.accel, busier.speed), (Accel::Tcg, 40.0));
+        assert!(of_trials(Accel::Kvm, &too_slow(), &worked(360)).is_none());
     }
 
     #[tokio::test]

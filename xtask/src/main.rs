@@ -132,11 +132,14 @@ fn end(family: &BTreeSet<u32>, child: &mut Child) -> Vec<u32> {
 /// Whether a process runs: it is neither gone, nor ended and not reaped yet by whoever has
 /// inherited it.
 fn runs(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-    // The name, in brackets, may hold anything.
-    stat.is_ok_and(|stat| {
-        stat.rsplit_once(") ").is_none_or(|(_, rest)| !rest.starts_with(['Z', 'X']))
-    })
+    stat(pid).is_some_and(|stat| !stat.starts_with(['Z', 'X']))
+}
+
+/// What the kernel tells of a process behind its name, which stands in brackets and may hold
+/// anything: its state, its parent, ...
+fn stat(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(") ")?.1.to_owned())
 }
 
 /// A process and all that descend from it.
@@ -147,10 +150,7 @@ fn family(pid: u32) -> BTreeSet<u32> {
         .flatten()
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
-            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-            // The name, in brackets, may hold anything.
-            let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
-            Some((pid, parent))
+            Some((pid, stat(pid)?.split(' ').nth(1)?.parse().ok()?))
         })
         .collect();
     let mut family = BTreeSet::from([pid]);

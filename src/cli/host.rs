@@ -7,8 +7,7 @@ use super::view::human_bytes;
 use super::{e2e, finish, print, write};
 use crate::error::{Error, Result};
 use crate::host::{self, DeviceState, HostReport, Need, NeedState};
-use crate::lab::accel::{self, Judgement, Notes, Trial, Trust};
-use crate::lab::hypervisor::Hypervisor;
+use crate::lab::accel::{Judgement, Trial, Trust};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 
@@ -44,7 +43,11 @@ async fn check(work: &Work, json: bool) -> Result<()> {
     make_store(work)?;
     let report = host::inspect(&work.env.store, work.env.mirrors().as_ref()).await;
     let judged = match e2e::hypervisor().await {
-        Ok(hypervisor) => Some(work.events.phase("accelerator", judge(work, &hypervisor)).await?),
+        // Whoever asks is told what is, and not what was.
+        Ok(hypervisor) => {
+            let judged = e2e::judge(work, &hypervisor, Trust::Nothing);
+            Some(work.events.phase("accelerator", judged).await?)
+        }
         Err(_) => None,
     };
     let text = if json {
@@ -66,14 +69,6 @@ async fn check(work: &Work, json: bool) -> Result<()> {
         Some(plan) => lacking.hint(format!("run this: {}", plan.command())),
         None => lacking.hint("install them as your system does (QEMU must be 9.2 or newer)"),
     })
-}
-
-/// Whoever asks is told what is, and not what was.
-async fn judge(work: &Work, hypervisor: &Hypervisor) -> Result<Judgement> {
-    let scratch = tempfile::tempdir()
-        .map_err(|e| Error::host("a temporary folder cannot be made").because(e))?;
-    let notes = Notes::of_store(&work.env.store);
-    accel::judge(hypervisor, scratch.path(), &notes, Trust::Nothing).await
 }
 
 fn state(need: &Need) -> String {

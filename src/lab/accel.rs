@@ -118,21 +118,21 @@ pub async fn judge(
         Trust::Nothing => None,
         Trust::Choice | Trust::Speed => notes.read(hypervisor, kvm_opens),
     };
-    let judged = match noted {
-        Some(noted) if trust == Trust::Speed && noted.is_fresh(SystemTime::now()) => {
-            if let Some(judged) = of_trials(noted.accel, &noted.kvm, &noted.tcg) {
-                return Ok(judged);
-            }
-            None
-        }
+    if trust == Trust::Speed
+        && let Some(noted) = noted.as_ref().filter(|n| n.is_fresh(SystemTime::now()))
+        && let Some(judged) = of_trials(noted.accel, &noted.kvm, &noted.tcg)
+    {
+        return Ok(judged);
+    }
+    let remeasured = match noted {
         Some(noted) => again(hypervisor, scratch, noted).await?,
         None => None,
     };
-    let judged = match judged {
+    let judged = match remeasured {
         Some(judged) => judged,
         None => measure(hypervisor, scratch).await?,
     };
-    notes.write(hypervisor, kvm_opens, (judged.accel, &judged.kvm, &judged.tcg));
+    notes.write(hypervisor, kvm_opens, &judged);
     Ok(judged)
 }
 
@@ -418,7 +418,7 @@ mod tests {
         let notes = Notes::of_store(dir.path());
         // As no host is.
         let (kvm, tcg) = (Trial::Unusable("it was noted".into()), worked(1_000_000));
-        notes.write(&hypervisor, opens, (Accel::Tcg, &kvm, &tcg));
+        notes.write(&hypervisor, opens, &conclude(kvm.clone(), tcg.clone()).unwrap());
         let judge = |trust| judge(&hypervisor, dir.path(), &notes, trust);
 
         let recalled = judge(Trust::Speed).await.unwrap();

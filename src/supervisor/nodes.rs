@@ -108,20 +108,23 @@ async fn open(
     death: &Death,
 ) -> Result<TcpStream> {
     let limit = patience.speed.scale(CONNECTING);
-    let refused = match leg.try_connect(at, limit).await {
-        Ok(stream) => return Ok(stream),
-        Err(refused @ ConnectFailure::Refused) => refused.into_error(at),
-        Err(other) => return Err(other.into_error(at)),
-    };
-    let again = || async {
+    let attempt = || async {
         match leg.try_connect(at, limit).await {
             Ok(stream) => Poll::Ready(stream),
             Err(refused @ ConnectFailure::Refused) => Poll::NotYet(refused.to_string()),
             Err(other) => Poll::Failed(other.into_error(at)),
         }
     };
+    // The first has the whole limit, also where nothing answers for longer than a refusal is asked
+    // again.
+    match attempt().await {
+        Poll::Ready(stream) => return Ok(stream),
+        Poll::Failed(e) => return Err(e),
+        Poll::NotYet(_) => {}
+    }
     let what = format!("{at} to listen");
-    let opened = patience.until(&what, LISTENING, REFUSED_AGAIN, death, again).await;
+    let opened = patience.until(&what, LISTENING, REFUSED_AGAIN, death, attempt).await;
+    let refused = ConnectFailure::Refused.into_error(at);
     opened.map_err(|e| match refused.hint_text() {
         Some(hint) if e.hint_text().is_none() => e.hint(hint),
         _ => e,

@@ -27,7 +27,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-pub use rooms::{Boot, accelerator, boot, host, hypervisor, packages, reserve, runs};
+pub use rooms::{Boot, accelerator, boot, host, hypervisor, judge, packages, reserve, runs};
 pub use warm::{of_build, of_disk, rungs_of};
 
 pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {

@@ -1,6 +1,8 @@
 //! 64-bit little-endian ELF files: which shared libraries one needs (`DT_NEEDED`), and a section
 //! taken out of one.
 
+/// Of 64-bit little-endian files.
+const MAGIC: &[u8] = b"\x7fELF\x02\x01";
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
@@ -17,7 +19,7 @@ pub struct Needs {
 
 /// None if this is no such ELF file, or a broken one.
 pub fn needs(file: &[u8]) -> Option<Needs> {
-    if file.get(..6)? != b"\x7fELF\x02\x01" {
+    if !file.starts_with(MAGIC) {
         return None;
     }
     let headers = usize::try_from(u64_at(file, 32)?).ok()?;
@@ -56,7 +58,7 @@ pub fn needs(file: &[u8]) -> Option<Needs> {
 /// Sets the size of the section of that name to nothing, which is how a reader sees one without
 /// content. None, and nothing changed, if there is none or this is no such ELF file.
 pub fn empty_section(file: &mut [u8], name: &str) -> Option<()> {
-    if file.get(..6)? != b"\x7fELF\x02\x01" {
+    if !file.starts_with(MAGIC) {
         return None;
     }
     let headers = usize::try_from(u64_at(file, 40)?).ok()?;

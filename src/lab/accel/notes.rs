@@ -1,6 +1,6 @@
 //! What was measured, kept in the store for later runs: measuring takes seconds.
 
-use super::{Accel, Trial, probe};
+use super::{Accel, Judgement, Trial, probe};
 use crate::lab::hypervisor::Hypervisor;
 use crate::lab::qemu;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ pub enum Trust {
 }
 
 /// A host may be busier a while later.
-pub(super) const FRESH: Duration = Duration::from_secs(300);
+const FRESH: Duration = Duration::from_secs(300);
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,15 +58,10 @@ impl Notes {
     }
 
     /// A run goes on without its notes: the next one measures again.
-    pub(super) fn write(
-        &self,
-        hypervisor: &Hypervisor,
-        kvm_opens: bool,
-        (accel, kvm, tcg): (Accel, &Trial, &Trial),
-    ) {
+    pub(super) fn write(&self, hypervisor: &Hypervisor, kvm_opens: bool, judged: &Judgement) {
         let Some(of) = depends_on(hypervisor, kvm_opens) else { return };
-        let (kvm, tcg) = (kvm.clone(), tcg.clone());
-        let noted = Noted { of, at: SystemTime::now(), accel, kvm, tcg };
+        let (kvm, tcg) = (judged.kvm.clone(), judged.tcg.clone());
+        let noted = Noted { of, at: SystemTime::now(), accel: judged.accel, kvm, tcg };
         let (Some(folder), Ok(text)) = (self.0.parent(), serde_json::to_vec(&noted)) else {
             return;
         };
@@ -98,6 +93,7 @@ fn depends_on(hypervisor: &Hypervisor, kvm_opens: bool) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::accel::conclude;
 
     fn hypervisor(release: &str) -> Hypervisor {
         let (qemu, img) = ("/usr/bin/qemu".into(), "/usr/bin/img".into());
@@ -116,7 +112,7 @@ mod tests {
         let (notes, qemu) = (Notes::of_store(store.path()), hypervisor("10.0.2"));
         let (kvm, tcg) = trials();
         assert_eq!(notes.read(&qemu, true), None);
-        notes.write(&qemu, true, (Accel::Tcg, &kvm, &tcg));
+        notes.write(&qemu, true, &conclude(kvm.clone(), tcg.clone()).unwrap());
         let noted = notes.read(&qemu, true).unwrap();
         assert_eq!((noted.accel, &noted.kvm, &noted.tcg), (Accel::Tcg, &kvm, &tcg));
         assert_eq!(notes.read(&hypervisor("10.0.3"), true), None, "another QEMU");

@@ -26,7 +26,7 @@ use crate::engine::journal::Journal;
 use crate::engine::plan::{Plan, Stage};
 use crate::error::{Error, Result};
 use crate::images::store::Store;
-use crate::lab::accel::{self, Accel, Notes, Trust};
+use crate::lab::accel::{self, Accel, Judgement, Notes, Trust};
 use crate::lab::admission::{self, Ledger, Reservation, Room, Turn, Want};
 use crate::lab::hypervisor::Hypervisor;
 use crate::lab::keys::SshKey;
@@ -84,13 +84,18 @@ pub async fn reserve(work: &Work, spec: &LabSpec, no_wait: bool) -> Result<Reser
     ledger(work)?.reserve(&Want::of(spec), turn, &work.patience()).await
 }
 
-/// Measures what earlier runs have not, as far as they are trusted, sets the speed that scales every
-/// deadline, and notes both in the record.
-pub async fn accelerator(work: &Work, hypervisor: &Hypervisor, trust: Trust) -> Result<Accel> {
+/// Measures what earlier runs have not, as far as they are trusted.
+pub async fn judge(work: &Work, hypervisor: &Hypervisor, trust: Trust) -> Result<Judgement> {
     let scratch = tempfile::tempdir()
         .map_err(|e| Error::host("a temporary folder cannot be made").because(e))?;
     let notes = Notes::of_store(&work.env.store);
-    let judged = accel::judge(hypervisor, scratch.path(), &notes, trust).await?;
+    accel::judge(hypervisor, scratch.path(), &notes, trust).await
+}
+
+/// Has the accelerators judged, sets the speed that scales every deadline, and notes both in the
+/// record.
+pub async fn accelerator(work: &Work, hypervisor: &Hypervisor, trust: Trust) -> Result<Accel> {
+    let judged = judge(work, hypervisor, trust).await?;
     work.speed.set(judged.speed);
     if let Some(beyond) = judged.beyond {
         work.events.warning(format!(

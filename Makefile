@@ -8,7 +8,7 @@ STACKPROOF = $(CARGO) run --quiet --release --bin stackproof --
 STACKPROOF_DEV = $(CARGO) run --quiet --bin stackproof --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt unit vmtest test e2e bench
+.PHONY: help setup fmt unit vmtest test compiled e2e bench
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,10 @@ vmtest: setup ## the tests against real guests (builds the images they need)
 	$(STACKPROOF_DEV) images build probe-guest
 	$(CARGO) xtask vmtest
 
-test: setup unit vmtest ## set up, then every test
+# Compiled together, the library and its tests take both of two cores.
+test: compiled setup unit vmtest ## set up, then every test
+compiled:
+	$(CARGO) test --workspace --no-run
 
 e2e: ## set up, boot a cloud in VMs and prove from outside that it works
 	@mkdir -p target

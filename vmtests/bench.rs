@@ -12,7 +12,7 @@ use stackproof::lab::accel;
 use stackproof::lab::hypervisor::Hypervisor;
 use stackproof::lab::outside::Leg;
 use stackproof::lab::spec::LabSpec;
-use stackproof::lab::{BootImage, Lab, LabOptions, Node};
+use stackproof::lab::{BOOTS, BootImage, Lab, LabOptions, Node};
 use stackproof::secret::Redactor;
 use stackproof::supervisor::nodes;
 use stackproof::wait::{Death, Patience, Poll, Speed};
@@ -84,6 +84,7 @@ impl Bench {
             slots: registry::shared("runs")?,
             hypervisor,
             accel: judged.accel,
+            boots: BOOTS,
             keep: false,
             logs: Some(root.path().join("logs")),
         };

@@ -25,7 +25,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 /// From power on to an SSH banner, on the reference machine. A full node took 45 s under TCG on a
 /// quiet machine of factor 10; there this allows 600 s.
-const BOOTS: Duration = Duration::from_secs(60);
+pub const BOOTS: Duration = Duration::from_secs(60);
 
 /// Between two tries of the SSH port.
 const TRY_EVERY: Duration = Duration::from_millis(100);
@@ -58,6 +58,9 @@ pub struct LabOptions {
     pub slots: PathBuf,
     pub hypervisor: Hypervisor,
     pub accel: Accel,
+    /// What a node may take from power on to its SSH server's greeting, on the reference machine;
+    /// [`BOOTS`] is enough for all images that we know.
+    pub boots: Duration,
     /// Leave the run directory (disks, seeds with private keys) when the lab ends.
     pub keep: bool,
     /// Consoles and QEMU's logs are written here; None puts them into the run directory, whose
@@ -80,6 +83,7 @@ pub struct Lab {
     death: Death,
     pub(super) hypervisor: Hypervisor,
     pub(super) accel: Accel,
+    boots: Duration,
     logs: PathBuf,
     pub(super) dir: RunDir,
 }
@@ -187,6 +191,7 @@ impl Lab {
             death,
             hypervisor: options.hypervisor.clone(),
             accel: options.accel,
+            boots: options.boots,
             logs,
             dir,
         })
@@ -263,9 +268,9 @@ impl Lab {
             let leg = self.leg(&node.login.0).expect("the spec was checked").clone();
             let at = SocketAddrV4::new(node.login.1, SSH);
             let (name, death) = (node.name().to_owned(), node.vm.death());
-            let patience = patience.clone();
+            let (boots, patience) = (self.boots, patience.clone());
             waits.spawn(async move {
-                let out = ssh_banner(&name, &leg, at, &death, &patience).await;
+                let out = ssh_banner(&name, &leg, at, boots, &death, &patience).await;
                 drop(slot);
                 if out.is_ok() {
                     patience.events.node(&name, "up", 2, 2);
@@ -318,7 +323,7 @@ impl Lab {
         node.vm.run().await?;
         let leg = self.leg(&node.login.0).expect("the spec was checked");
         let there = SocketAddrV4::new(node.login.1, SSH);
-        let spoke = ssh_banner(name, leg, there, &node.vm.death(), patience).await;
+        let spoke = ssh_banner(name, leg, there, self.boots, &node.vm.death(), patience).await;
         spoke.map_err(|e| self.explain_boot(name, e))
     }
 
@@ -456,11 +461,12 @@ async fn ssh_banner(
     name: &str,
     leg: &Leg,
     at: SocketAddrV4,
+    within: Duration,
     death: &Death,
     patience: &Patience,
 ) -> Result<()> {
     let what = format!("SSH of {name} at {at}");
-    patience.until(&what, BOOTS, TRY_EVERY, death, || try_banner(leg, at)).await
+    patience.until(&what, within, TRY_EVERY, death, || try_banner(leg, at)).await
 }
 
 async fn try_banner(leg: &Leg, at: SocketAddrV4) -> Poll<()> {

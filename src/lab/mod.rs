@@ -22,4 +22,4 @@ pub mod switch;
 pub mod vm;
 pub mod wire;
 
-pub use cluster::{BootImage, Lab, LabOptions, Node};
+pub use cluster::{BOOTS, BootImage, Lab, LabOptions, Node};

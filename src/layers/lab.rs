@@ -92,6 +92,7 @@ fn of_node(inputs: &mut Inputs, spec: &LabSpec, node: &NodeSpec) -> Result<()> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::lab::BOOTS;
     use crate::lab::accel::Accel;
     use crate::lab::checkpoint::HostProcessor;
     use crate::lab::hypervisor::Hypervisor;
@@ -112,7 +113,7 @@ pub(super) mod tests {
         let (qemu, img, release) = ("qemu".into(), "qemu-img".into(), "10.0.2".into());
         let hypervisor = Hypervisor { qemu, img, version: (10, 0, 2), release, sandbox: true };
         let (run_root, slots, accel) = ("/somewhere".into(), "/there".into(), Accel::Tcg);
-        LabOptions { run_root, slots, hypervisor, accel, keep: false, logs: None }
+        LabOptions { run_root, slots, hypervisor, accel, boots: BOOTS, keep: false, logs: None }
     }
 
     fn image(name: &str) -> Option<Image> {

@@ -67,7 +67,7 @@ impl Pair {
     /// How many of three echo requests from guest `i` are answered, and the fastest round trip.
     async fn ping(&self, i: usize, to: Ipv4Addr) -> Result<(u32, Option<Duration>)> {
         // It ends with 1 when nothing came back.
-        let said = self.ask(i, &format!("ping -c 3 -W 2 {to} 2>&1 || true")).await?;
+        let said = self.ask(i, &format!("ping -c 3 -i 0.2 -W 2 {to} 2>&1 || true")).await?;
         answers(&said).ok_or_else(|| Error::lab(format!("ping said: {said}")))
     }
 

@@ -55,7 +55,10 @@ type Outcome = Result<ExitCode, String>;
 
 fn unit(rest: &[String]) -> Outcome {
     if nextest() {
-        return cargo(&["nextest", "run", "--workspace"], rest);
+        // Half of the time they wait for something.
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = (2 * cpus).to_string();
+        return cargo(&["nextest", "run", "--workspace", "--test-threads", &threads], rest);
     }
     let which = ["--workspace", "--lib", "--bins", "--test", "cli", "--test", "flake"];
     plain(&which, &[], rest, UNIT_LIMIT)
@@ -83,7 +86,7 @@ fn plain(which: &[&str], options: &[&str], rest: &[String], limit: Duration) -> 
     if built != ExitCode::SUCCESS {
         return Ok(built);
     }
-    let mut command = Command::new(program());
+    let mut command = program();
     command.arg("test").args(which).arg("--").args(options).args(rest);
     // Whoever asks for tests is not served by none: read by the harness of vmtests/.
     command.env("STACKPROOF_SOME_TEST", "1");
@@ -163,14 +166,11 @@ fn family(pid: u32) -> BTreeSet<u32> {
 }
 
 fn nextest() -> bool {
-    Command::new(program())
-        .args(["nextest", "--version"])
-        .output()
-        .is_ok_and(|out| out.status.success())
+    program().args(["nextest", "--version"]).output().is_ok_and(|out| out.status.success())
 }
 
 fn cargo(arguments: &[&str], rest: &[String]) -> Outcome {
-    let status = Command::new(program())
+    let status = program()
         .args(arguments)
         .args(rest)
         .status()
@@ -184,8 +184,22 @@ fn code_of(status: std::process::ExitStatus) -> ExitCode {
 }
 
 /// The cargo that runs us.
-fn program() -> std::ffi::OsString {
-    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+fn program() -> Command {
+    apart(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())))
+}
+
+/// Without what `cargo run` tells us about our package. Build scripts that look at it (ring's does)
+/// would run anew, and all that depends on them be compiled anew, whenever `cargo xtask` follows a
+/// `cargo build` or the other way round.
+fn apart(mut command: Command) -> Command {
+    let of_the_package =
+        |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|p| name.starts_with(p));
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(of_the_package) {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 #[cfg(test)]
@@ -215,6 +229,18 @@ mod tests {
         let _ = std::fs::remove_file(&file);
         let pid = pid.trim().parse().unwrap();
         assert!(!runs(pid), "its child {pid} lives");
+    }
+
+    #[test]
+    fn cargo_is_told_nothing_about_our_package() {
+        // The test runner tells us what `cargo run` does.
+        let told =
+            |mut command: Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let all = told(Command::new("env"));
+        assert!(all.contains("CARGO_MANIFEST_DIR=") && all.contains("CARGO_PKG_NAME="), "{all}");
+        let left = told(apart(Command::new("env")));
+        assert!(left.contains("PATH="), "{left}");
+        assert!(!left.contains("CARGO_MANIFEST_") && !left.contains("CARGO_PKG_"), "{left}");
     }
 
     #[test]

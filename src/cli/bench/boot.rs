@@ -15,7 +15,7 @@ use crate::images::manifest::Manifest;
 use crate::images::store::Store;
 use crate::lab::accel::Accel;
 use crate::lab::spec::LabSpec;
-use crate::lab::{BootImage, Lab, LabOptions};
+use crate::lab::{BOOTS, BootImage, Lab, LabOptions};
 use std::net::SocketAddrV4;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -36,6 +36,7 @@ pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Vec<NotRu
         slots: e2e::runs(&work.env.store),
         hypervisor: host.hypervisor.clone(),
         accel: host.accel,
+        boots: BOOTS,
         keep: false,
         logs: None,
     };

@@ -7,7 +7,7 @@ use crate::cli::record::NotRun;
 use crate::cli::session::Work;
 use crate::error::{Context, Kind, Result};
 use crate::lab::checkpoint::Checkpoint;
-use crate::lab::{Lab, LabOptions, sparse};
+use crate::lab::{BOOTS, Lab, LabOptions, sparse};
 use rustix::fs::{Advice, fadvise};
 use std::fs::File;
 use std::io;
@@ -45,7 +45,8 @@ pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Option<No
     let logs = Some(logs.path().to_owned());
     let slots = run_root.clone();
     let (hypervisor, accel) = (host.hypervisor.clone(), host.accel);
-    let options = LabOptions { run_root, slots, hypervisor, accel, keep: false, logs };
+    let options =
+        LabOptions { run_root, slots, hypervisor, accel, boots: BOOTS, keep: false, logs };
     let saved = Checkpoint::open(&layer.dir)?;
     let _room = e2e::reserve(work, saved.spec(), true).await?;
     let files = saved.memories();

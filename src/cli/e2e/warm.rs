@@ -11,7 +11,7 @@ use crate::lab::accel::{self, Accel};
 use crate::lab::checkpoint::Platform;
 use crate::lab::hypervisor::Hypervisor;
 use crate::lab::spec::LabSpec;
-use crate::lab::{BootImage, LabOptions};
+use crate::lab::{BOOTS, BootImage, LabOptions};
 use crate::layers::budget::Space;
 use crate::layers::lab::Image;
 use crate::layers::{Climb, Layers, Rung, Site, Way, lab, rungs};
@@ -42,7 +42,8 @@ pub fn rungs_of(
     let of = |name: &str| Some(images.get(name).cloned().unwrap_or_else(absent));
     let platform = Platform::here(hypervisor, accel)?;
     let (run_root, slots, hypervisor) = (PathBuf::new(), PathBuf::new(), hypervisor.clone());
-    let options = LabOptions { run_root, slots, hypervisor, accel, keep: false, logs: None };
+    let options =
+        LabOptions { run_root, slots, hypervisor, accel, boots: BOOTS, keep: false, logs: None };
     let made = lab::inputs(spec, &platform, &options, of)?;
     Ok(rungs(made, &roles::Stage::ORDER.map(Into::into), &plan))
 }

@@ -11,10 +11,10 @@ use crate::engine::quote;
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
 use crate::images::manifest::load_dir;
-use crate::lab::LabOptions;
 use crate::lab::accel::Trust;
 use crate::lab::admission::Reservation;
 use crate::lab::spec::LabSpec;
+use crate::lab::{BOOTS, LabOptions};
 use crate::secret::Redactor;
 use crate::supervisor::nodes::Resync;
 use crate::supervisor::owner::Running;
@@ -216,6 +216,7 @@ async fn options(
         slots: e2e::runs(&work.env.store),
         hypervisor,
         accel,
+        boots: BOOTS,
         keep: false,
         logs: Some(logs.to_owned()),
     })

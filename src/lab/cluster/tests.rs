@@ -53,6 +53,7 @@ impl Bench {
             slots: root.path().join("slots"),
             hypervisor,
             accel: Accel::Tcg,
+            boots: BOOTS,
             keep: false,
             logs: Some(root.path().join("logs")),
         };

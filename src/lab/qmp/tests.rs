@@ -65,7 +65,7 @@ async fn the_greeting_tells_the_version() {
     assert_eq!(qmp.version(), (10, 0, 2));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_no_greeting_is_refused_and_quoted() {
     for bad in ["SSH-2.0-OpenSSH", r#"{"QMP": 3}"#, "[]"] {
         let (mut server, stream) = Server::new();

@@ -12,6 +12,7 @@ use qapi_qmp::{MigrationCapability, MigrationInfo, MigrationStatus};
 use serde_json::{Value, json};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// A guest is stopped when its disks are quiet.
@@ -29,6 +30,9 @@ const CHANNELS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// Bytes a second: no limit. QEMU's own is 128 MiB/s, made for networks.
 const UNLIMITED: u64 = 1 << 40;
+
+/// The least that is a limit: QEMU reckons in tenths of a second.
+const LEAST: u64 = 10;
 
 impl Vm {
     /// Stops the guest between two instructions. Its memory and disks stand still when this is
@@ -95,6 +99,7 @@ impl Vm {
 
     /// Ends a transfer that is under way, and waits until it has ended, however it does.
     async fn cancel_transfer(&self) -> Result<()> {
+        self.quiet_transfer().await?;
         self.ask("migrate_cancel", json!({})).await?;
         let look = || async {
             match self.qmp.call(&qapi_qmp::query_migrate {}).await {
@@ -112,6 +117,28 @@ impl Vm {
             }
         };
         let what = format!("{}: its memory's transfer to be cancelled", self.name);
+        self.patience.until(&what, STOPS, LOOK, &self.death(), look).await
+    }
+
+    /// Waits for a moment in which a transfer sends nothing. QEMU (10.0) frees what its channels
+    /// write to before it ends them: cancelled while they are at work, it may crash.
+    async fn quiet_transfer(&self) -> Result<()> {
+        self.ask("migrate-set-parameters", json!({ "max-bandwidth": LEAST })).await?;
+        let before = Mutex::new(None);
+        let look = || async {
+            match self.qmp.call(&qapi_qmp::query_migrate {}).await {
+                Ok(info) => {
+                    let ram = info.ram.map(|ram| (ram.transferred, ram.duplicate, ram.remaining));
+                    if before.lock().expect("nobody panics here").replace(ram) == Some(ram) {
+                        Poll::Ready(())
+                    } else {
+                        Poll::NotYet(format!("{:?}, {ram:?}", info.status))
+                    }
+                }
+                Err(e) => Poll::Failed(e),
+            }
+        };
+        let what = format!("{}: a pause in its memory's transfer", self.name);
         self.patience.until(&what, STOPS, LOOK, &self.death(), look).await
     }
 

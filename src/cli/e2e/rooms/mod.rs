@@ -32,7 +32,7 @@ use crate::lab::hypervisor::Hypervisor;
 use crate::lab::keys::SshKey;
 use crate::lab::outside::Leg;
 use crate::lab::spec::{LabSpec, NodeSpec};
-use crate::lab::{BootImage, Lab, LabOptions};
+use crate::lab::{BOOTS, BootImage, Lab, LabOptions};
 use crate::roles;
 use crate::roles::facts::{self, ByHand, Fact};
 use crate::roles::secrets::Secrets;
@@ -175,6 +175,7 @@ impl Boot<'_> {
             slots: runs(&work.env.store),
             hypervisor: self.hypervisor.clone(),
             accel: self.accel,
+            boots: BOOTS,
             keep: self.keep,
             logs: Some(self.logs.to_owned()),
         }

@@ -16,7 +16,9 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 
 /// One TCP connection to a node, on the reference machine.
-const CONNECTING: Duration = Duration::from_secs(10);
+const CONNECTING: Duration = Duration::from_secs(6);
+/// The same with SSH's handshake.
+const GREETING: Duration = Duration::from_secs(10);
 /// A machine that boots has its address before its SSH server listens: so long a refusal is not
 /// believed, on the reference machine.
 const LISTENING: Duration = Duration::from_secs(4);
@@ -78,7 +80,8 @@ fn reach_one(lab: &Lab, machine: &crate::lab::Node, speed: &Speed) -> Result<Nod
     let name = machine.name();
     let key = ssh::Key::from_openssh(&lab.login_key().private_pem())?;
     let host_key = ssh::HostKey::Pinned(machine.host_key.clone());
-    let shell = Ssh::new(name, lab.login_user(), key, host_key, connect);
+    let shell = Ssh::new(name, lab.login_user(), key, host_key, connect)
+        .handshake_within(speed.scale(GREETING));
     // Only Debian is provisioned today: the recipe `debian-13-node`.
     let mut node = Node::new(name, Family::Debian, Arc::new(shell)).death(machine.vm.death());
     for nic in &machine.spec.nics {

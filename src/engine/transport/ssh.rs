@@ -31,7 +31,7 @@ pub struct Ssh {
 }
 
 impl Ssh {
-    /// The bound of one handshake, stream included, unless set: seconds under emulation.
+    /// The bound of one handshake, stream included, where none was set.
     const HANDSHAKE: Duration = Duration::from_secs(60);
 
     pub fn new(

@@ -18,6 +18,8 @@ struct Fake {
     /// The bytes of a lab that has worked and was not slimmed since.
     fat: u64,
     slim: bool,
+    /// The inputs of the stages, where a lab shall say which ones made it.
+    values: Option<[u32; 4]>,
 }
 
 impl Fake {
@@ -50,7 +52,10 @@ impl Site for Fake {
     }
     async fn advance(&mut self, lab: &mut Vec<String>, done: Stage, until: Stage) -> Result<()> {
         self.act(format!("{done} to {until}"))?;
-        lab.push(until.name.into());
+        lab.push(match self.values {
+            Some(values) => format!("{until}={}", values[until.rank]),
+            None => until.name.into(),
+        });
         Ok(())
     }
     async fn slim(&mut self, lab: &mut Vec<String>) -> Result<()> {
@@ -93,7 +98,7 @@ fn rungs(values: [u32; 4]) -> Vec<Rung> {
 }
 
 struct Bench {
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
     layers: Layers,
     events: Events,
     told: UnboundedReceiver<crate::event::Stamped>,
@@ -103,9 +108,14 @@ struct Bench {
 impl Bench {
     fn new() -> Bench {
         let dir = tempfile::tempdir().unwrap();
-        let layers = Layers::open(dir.path()).unwrap();
+        let bench = Bench::at(dir.path());
+        Bench { _dir: Some(dir), ..bench }
+    }
+    /// On layers that others use too.
+    fn at(store: &Path) -> Bench {
+        let layers = Layers::open(store).unwrap();
         let (events, told) = Events::channel();
-        Bench { _dir: dir, layers, events, told, max: None }
+        Bench { _dir: None, layers, events, told, max: None }
     }
     fn climb<'a>(&'a self, rungs: &'a [Rung], layers: bool) -> Climb<'a> {
         Climb {
@@ -167,6 +177,43 @@ async fn the_first_run_boots_and_keeps_and_the_second_begins_from_the_last_layer
     assert_eq!(way.from.as_ref().unwrap().0.name, "ready");
     assert_eq!(way.lab, ["booted", "keystone", "nova", "ready"]);
     assert!(!bench.said().contains("not deeper"));
+}
+
+/// As processes do: each opens the store itself, on a thread of its own. One value in two differs,
+/// and there is room for about half of what they keep, so that layers also go while others are made.
+#[test]
+fn runs_at_once_share_layers_and_none_gets_another_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |values: [u32; 4]| {
+        let mut bench = Bench::at(dir.path());
+        bench.max = Some(20 * 4096);
+        let mut site = Fake { values: Some(values), ..Fake::default() };
+        let rungs = rungs(values);
+        let climb = bench.climb(&rungs, true);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let way = runtime.block_on(climb.climb(&mut site)).unwrap();
+        assert_eq!(way.lab.last(), Some(&format!("ready={}", values[3])));
+        for line in &way.lab[1..] {
+            let (name, value) = line.split_once('=').unwrap();
+            let rank = NAMES.iter().position(|n| *n == name).unwrap();
+            assert_eq!(value, values[rank].to_string(), "{values:?} got {:?}", way.lab);
+        }
+        way.from.is_some()
+    };
+    let restored: usize = std::thread::scope(|scope| {
+        let lanes = (0..6u32).map(|n| {
+            let run = &run;
+            scope.spawn(move || (0..20).filter(|i| run([1, 1 + (n + i) % 2, 1, 1 + n % 3])).count())
+        });
+        let lanes: Vec<_> = lanes.collect();
+        lanes.into_iter().map(|lane| lane.join().unwrap()).sum()
+    });
+    assert!(restored > 0, "nobody used a layer");
+    let layers = Layers::open(dir.path()).unwrap();
+    assert!(layers.all().unwrap().iter().all(|l| l.about.stage != "?"));
+    assert_eq!(layers.broken_bytes(), 0, "a layer was put aside as broken");
+    let half_made = fs::read_dir(layers.root().join(".tmp")).unwrap();
+    assert_eq!(half_made.count(), 0);
 }
 
 #[tokio::test]

@@ -151,6 +151,11 @@ impl Error {
         self
     }
 
+    /// The same failure, told as another's.
+    pub fn of_kind(mut self, kind: Kind) -> Self {
+        self.0.kind = kind;
+        self
+    }
     pub fn kind(&self) -> Kind {
         self.0.kind
     }

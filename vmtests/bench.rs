@@ -142,7 +142,8 @@ impl Bench {
         let leg = leg(lab).clone();
         let (at, speed) = (SocketAddrV4::new(node.login.1, 22), &self.patience.speed);
         let connect = nodes::connector(leg, at, speed, node.vm.death());
-        Ok(Ssh::new(node.name(), lab.login_user(), key, host_key, connect))
+        let ssh = Ssh::new(node.name(), lab.login_user(), key, host_key, connect);
+        Ok(ssh.handshake_within(speed.scale(nodes::HANDSHAKE)))
     }
 
     /// The same as a node of the engine.

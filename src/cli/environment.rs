@@ -85,6 +85,10 @@ impl Environment {
             return Err(Error::input(format!("`{url}` is not the URL of a Debian mirror"))
                 .hint("It looks like http://mirror.example.org/debian."));
         }
+        if debian_mirror.as_deref().is_some_and(has_password) {
+            return Err(Error::input("the URL of the Debian mirror has a password in it")
+                .hint("It would stand in logs and images: use a mirror that asks for none."));
+        }
         let live = terminal
             && set("CI").is_none()
             && set("TERM").is_none_or(|term| term.as_os_str() != "dumb");
@@ -99,6 +103,12 @@ impl Environment {
             colour: terminal && set("NO_COLOR").is_none(),
         })
     }
+}
+
+/// Whether a URL says who asks (`http://user:password@host/`).
+fn has_password(url: &str) -> bool {
+    let behind = url.split_once("://").map_or(url, |(_, behind)| behind);
+    behind.split('/').next().is_some_and(|host| host.contains('@'))
 }
 
 impl Environment {

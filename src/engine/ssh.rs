@@ -101,6 +101,15 @@ pub fn is_lost(e: &Error) -> bool {
 #[error("the connection is lost")]
 pub struct Lost;
 
+/// Did the server hear the key and say no?
+pub fn is_key_refused(e: &Error) -> bool {
+    e.to_string().ends_with(&format!(": {KeyRefused}"))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("it was heard and refused")]
+struct KeyRefused;
+
 /// One connection. Cheap to clone; closed when the last clone is dropped.
 #[derive(Clone)]
 pub struct Client {
@@ -242,6 +251,7 @@ impl Client {
                 "the SSH server refused the key {} for user {user}",
                 key.0.public_key().fingerprint(HashAlg::Sha256)
             ))
+            .because(KeyRefused)
             .hint("is the key in that user's authorized_keys, and are its modes 0700 and 0600?"));
         }
         Ok(Client { handle: Arc::new(handle), shared })

@@ -83,7 +83,6 @@ pub struct Lab {
     death: Death,
     pub(super) hypervisor: Hypervisor,
     pub(super) accel: Accel,
-    boots: Duration,
     logs: PathBuf,
     pub(super) dir: RunDir,
 }
@@ -128,7 +127,7 @@ impl Lab {
         redactor: &Redactor,
     ) -> Result<Lab> {
         let lab = Lab::prepare(spec, images, options, patience, redactor).await?;
-        lab.boot(&boot_slots(options)?, patience).await?;
+        lab.boot(&boot_slots(options)?, options.boots, patience).await?;
         Ok(lab)
     }
 
@@ -191,7 +190,6 @@ impl Lab {
             death,
             hypervisor: options.hypervisor.clone(),
             accel: options.accel,
-            boots: options.boots,
             logs,
             dir,
         })
@@ -258,7 +256,7 @@ impl Lab {
     }
 
     /// Lets all guests run, as many at once as there are slots, and waits for their SSH servers.
-    async fn boot(&self, slots: &BootSlots, patience: &Patience) -> Result<()> {
+    async fn boot(&self, slots: &BootSlots, boots: Duration, patience: &Patience) -> Result<()> {
         // The tasks hold no machine: dropped here, nothing of the lab outlives the drop.
         let mut waits = JoinSet::new();
         for node in &self.nodes {
@@ -268,7 +266,7 @@ impl Lab {
             let leg = self.leg(&node.login.0).expect("the spec was checked").clone();
             let at = SocketAddrV4::new(node.login.1, SSH);
             let (name, death) = (node.name().to_owned(), node.vm.death());
-            let (boots, patience) = (self.boots, patience.clone());
+            let patience = patience.clone();
             waits.spawn(async move {
                 let out = ssh_banner(&name, &leg, at, boots, &death, &patience).await;
                 drop(slot);
@@ -323,7 +321,7 @@ impl Lab {
         node.vm.run().await?;
         let leg = self.leg(&node.login.0).expect("the spec was checked");
         let there = SocketAddrV4::new(node.login.1, SSH);
-        let spoke = ssh_banner(name, leg, there, self.boots, &node.vm.death(), patience).await;
+        let spoke = ssh_banner(name, leg, there, options.boots, &node.vm.death(), patience).await;
         spoke.map_err(|e| self.explain_boot(name, e))
     }
 

@@ -14,6 +14,7 @@ pub mod outside;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
+mod removal;
 pub mod rundir;
 pub mod seed;
 pub(crate) mod sparse;

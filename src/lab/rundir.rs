@@ -4,6 +4,7 @@
 //! the process ends. A directory whose lock is free is a leftover, and the next command sweeps it.
 //! Nothing is ever removed that does not begin with our own words.
 
+use super::removal;
 use crate::error::{Context, Error, Kind, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -77,7 +78,7 @@ impl Drop for RunDir {
     fn drop(&mut self) {
         if !self.keep {
             // What cannot be removed now is swept later: the lock is free then.
-            let _ = std::fs::remove_dir_all(&self.path);
+            let _ = removal::remove(&self.path, OWNER);
         }
     }
 }
@@ -107,7 +108,7 @@ pub fn sweep(root: &Path) -> Result<Vec<PathBuf>> {
     };
     let mut removed = Vec::new();
     for (path, _owner) in dead {
-        match std::fs::remove_dir_all(&path) {
+        match removal::remove(&path, OWNER) {
             Ok(()) => removed.push(path),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => {

@@ -239,8 +239,19 @@ impl Climb<'_> {
     }
 
     fn limit(&self, layers: &Layers, there: &[Layer]) -> Result<u64> {
-        let taken = super::usage::Usage::together(there.iter().map(|l| &l.usage)).bytes();
-        Ok(self.space.limit(taken, layers.free()?))
+        Ok(self.space.limit(taken(there), layers.free()?))
+    }
+
+    /// What was put aside as broken serves nobody: it goes first where room is needed.
+    fn clear_aside(&self, layers: &Layers, there: &[Layer], bytes: u64, limit: u64) -> Result<()> {
+        let aside = layers.broken_bytes();
+        let wanted = taken(there).saturating_add(aside).saturating_add(bytes);
+        let full = layers.free()? < bytes.saturating_add(self.space.keep_free);
+        if aside > 0 && (wanted > limit || full) {
+            layers.remove_broken()?;
+            self.events.detail("removed the layer that was put aside as broken");
+        }
+        Ok(())
     }
 
     /// Makes one layer, after what must go for it is gone. Without room the run goes on without.
@@ -261,6 +272,7 @@ impl Climb<'_> {
             Ok(())
         };
         let limit = self.limit(layers, &there)?;
+        self.clear_aside(layers, &there, bytes, limit)?;
         let Some(gone) = budget::evict(&there, Some(self.run()), &own, last, bytes, limit) else {
             return skip(format!("{} are needed, layers may take {}", Bytes(bytes), Bytes(limit)));
         };
@@ -293,6 +305,11 @@ impl Climb<'_> {
         });
         Ok(())
     }
+}
+
+/// Bytes, files that several have counted once.
+fn taken(layers: &[Layer]) -> u64 {
+    super::usage::Usage::together(layers.iter().map(|l| &l.usage)).bytes()
 }
 
 #[cfg(test)]

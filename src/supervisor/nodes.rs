@@ -17,8 +17,9 @@ use tokio::task::JoinSet;
 
 /// One TCP connection to a node, on the reference machine.
 const CONNECTING: Duration = Duration::from_secs(6);
-/// The same with SSH's handshake.
-const GREETING: Duration = Duration::from_secs(10);
+/// An SSH session with all that its connection may take, on the reference machine.
+pub const HANDSHAKE: Duration =
+    CONNECTING.saturating_add(LISTENING).saturating_add(Duration::from_secs(6));
 /// A machine that boots has its address before its SSH server listens: so long a refusal is not
 /// believed, on the reference machine.
 const LISTENING: Duration = Duration::from_secs(4);
@@ -81,7 +82,7 @@ fn reach_one(lab: &Lab, machine: &crate::lab::Node, speed: &Speed) -> Result<Nod
     let key = ssh::Key::from_openssh(&lab.login_key().private_pem())?;
     let host_key = ssh::HostKey::Pinned(machine.host_key.clone());
     let shell = Ssh::new(name, lab.login_user(), key, host_key, connect)
-        .handshake_within(speed.scale(GREETING));
+        .handshake_within(speed.scale(HANDSHAKE));
     // Only Debian is provisioned today: the recipe `debian-13-node`.
     let mut node = Node::new(name, Family::Debian, Arc::new(shell)).death(machine.vm.death());
     for nic in &machine.spec.nics {

@@ -439,6 +439,17 @@ impl Work<'_> {
             Fault::Kill { node } => {
                 let node = self.node(&node)?;
                 alive(node)?;
+                let on = |n: &&crate::lab::Node| n.vm.death().cause().is_none();
+                if self.running.lab.nodes().iter().filter(on).count() == 1 {
+                    let name = node.name();
+                    return Err(Error::input(format!(
+                        "{name} is the last machine that is on: the lab would end with it"
+                    ))
+                    .hint(format!(
+                        "`stackproof lab fault reset {name}` cuts its power and gives it back; \
+                         `stackproof lab down` ends the lab"
+                    )));
+                }
                 node.vm.kill().await;
                 Ok(Answer::Done)
             }

@@ -35,11 +35,14 @@ pub async fn checkpoint(
         // It is larger then, and as good.
         patience.events.warning(format!("the checkpoint holds more than it needs: {e}"));
     }
-    lab.checkpoint(into, Notes(notes), After::GoOn, patience).await?;
-    // They stood still for as long as their memory took to be written.
+    let saved = lab.checkpoint(into, Notes(notes), After::GoOn, patience).await.map(drop);
+    if saved.is_err() && lab.death().cause().is_some() {
+        return saved;
+    }
+    // They stood still for as long as their memory took to be written, also where that failed.
     let unstepped = lab.step_clocks(patience).await;
     *resync = set_clocks(lab, unstepped, patience).await;
-    Ok(())
+    saved
 }
 
 async fn slim(lab: &Lab, patience: &Patience) -> Result<()> {

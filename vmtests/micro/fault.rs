@@ -31,6 +31,7 @@ async fn blank_disk() -> Result<()> {
     let error = bench.start_with(&["blank"], &patience).await.expect_err("nothing boots");
     assert_eq!(error.kind(), Kind::Lab, "{error}");
     assert!(error.message().starts_with("blank did not boot"), "{error}");
+    assert!(error.message().contains("waited 10 s"), "{error}");
     assert!(error.file().is_some_and(|(f, _)| f.ends_with("blank.console.log")), "{error}");
     assert!(error.hint_text().is_some());
     bench.assert_nothing_left();

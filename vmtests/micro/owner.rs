@@ -366,6 +366,8 @@ async fn faults(home: &Home) -> Result<()> {
     let state = status["nodes"][1]["state"].as_str().unwrap_or_default();
     assert!(state.starts_with("dead"), "{status}");
     assert_eq!(status["nodes"][0]["state"], "up", "the other goes on: {status}");
+    let last = home.verb(&["fault", "power-cut", "a"]).await?;
+    assert!(text(&last.stderr).contains("the last machine that is on"), "{}", text(&last.stderr));
     home.ok(&["fault", "power-on", "b"]).await?;
     let status = home.status().await?;
     assert_eq!(status["nodes"][1]["state"], "up", "{status}");

@@ -14,6 +14,9 @@ const VMTEST_LIMIT: Duration = Duration::from_secs(60 * 60);
 const ENDING: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
+/// How many tests nextest runs at once.
+const THREADS: &str = "NEXTEST_TEST_THREADS";
+
 const USAGE: &str = "\
 Usage: cargo xtask TASK
 
@@ -55,10 +58,14 @@ type Outcome = Result<ExitCode, String>;
 
 fn unit(rest: &[String]) -> Outcome {
     if nextest() {
-        // Half of the time they wait for something.
-        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = (2 * cpus).to_string();
-        return cargo(&["nextest", "run", "--workspace", "--test-threads", &threads], rest);
+        let mut command = program();
+        command.args(["nextest", "run", "--workspace"]).args(rest);
+        // Half of the time they wait for something. Who says a number of his own is obeyed.
+        if std::env::var_os(THREADS).is_none() {
+            let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
+            command.env(THREADS, (2 * cpus).to_string());
+        }
+        return ended(command);
     }
     let which = ["--workspace", "--lib", "--bins", "--test", "cli", "--test", "flake"];
     plain(&which, &[], rest, UNIT_LIMIT)
@@ -170,11 +177,13 @@ fn nextest() -> bool {
 }
 
 fn cargo(arguments: &[&str], rest: &[String]) -> Outcome {
-    let status = program()
-        .args(arguments)
-        .args(rest)
-        .status()
-        .map_err(|e| format!("cargo {} cannot be started: {e}", arguments.join(" ")))?;
+    let mut command = program();
+    command.args(arguments).args(rest);
+    ended(command)
+}
+
+fn ended(mut command: Command) -> Outcome {
+    let status = command.status().map_err(|e| format!("{command:?} cannot be started: {e}"))?;
     Ok(code_of(status))
 }
 
@@ -183,19 +192,14 @@ fn code_of(status: std::process::ExitStatus) -> ExitCode {
     ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-/// The cargo that runs us.
+/// The cargo that runs us, without what it told us about our package. Build scripts that look at
+/// that (ring's does) would run anew, and all that depends on them be compiled anew, whenever `cargo
+/// xtask` follows a `cargo build` or the other way round.
 fn program() -> Command {
-    apart(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())))
-}
-
-/// Without what `cargo run` tells us about our package. Build scripts that look at it (ring's does)
-/// would run anew, and all that depends on them be compiled anew, whenever `cargo xtask` follows a
-/// `cargo build` or the other way round.
-fn apart(mut command: Command) -> Command {
-    let of_the_package =
-        |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|p| name.starts_with(p));
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(of_the_package) {
+        let told = |prefix| name.to_str().is_some_and(|name| name.starts_with(prefix));
+        if told("CARGO_PKG_") || told("CARGO_MANIFEST_") {
             command.env_remove(name);
         }
     }
@@ -233,14 +237,12 @@ mod tests {
 
     #[test]
     fn cargo_is_told_nothing_about_our_package() {
-        // The test runner tells us what `cargo run` does.
-        let told =
-            |mut command: Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
-        let all = told(Command::new("env"));
-        assert!(all.contains("CARGO_MANIFEST_DIR=") && all.contains("CARGO_PKG_NAME="), "{all}");
-        let left = told(apart(Command::new("env")));
-        assert!(left.contains("PATH="), "{left}");
-        assert!(!left.contains("CARGO_MANIFEST_") && !left.contains("CARGO_PKG_"), "{left}");
+        for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME"] {
+            // The test runner tells us, as `cargo run` does.
+            assert!(std::env::var_os(name).is_some(), "{name}");
+            let kept = !program().get_envs().any(|(n, value)| n == name && value.is_none());
+            assert!(!kept, "{name}");
+        }
     }
 
     #[test]

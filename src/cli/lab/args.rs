@@ -191,7 +191,9 @@ pub enum Fault {
         #[arg(value_name = "NETWORK|NODE/NETWORK")]
         what: String,
     },
-    /// Split a network: nodes of different groups do not hear each other
+    /// Split a network: nodes of different groups do not hear each other. Whoever is in no group is
+    /// cut off from all of them: so is this host, so that `lab ssh`, `exec` and forwards through this
+    /// network wait for `clear`
     Partition {
         network: String,
         /// Nodes by comma, a group each: `a,b c`
@@ -227,7 +229,7 @@ pub enum Fault {
     Freeze { node: String },
     /// Let them go on
     Thaw { node: String },
-    /// End a node as a power failure would
+    /// End a node as a power failure would, unless it is the last one that is on
     #[command(alias = "kill")]
     PowerCut { node: String },
     /// Switch a dead node on again, on its disk as it was left, and wait for its SSH server

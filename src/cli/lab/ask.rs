@@ -15,7 +15,7 @@ use crate::supervisor::{Client, cloud};
 use crate::wait::Death;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -225,7 +225,12 @@ pub async fn capture(
     let path = work.env.cwd.join(output);
     let mut options = std::fs::OpenOptions::new();
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
-    let mut file = file.doing(Kind::Host, || format!("{} cannot be written", path.display()))?;
+    let cannot = || format!("{} cannot be written", path.display());
+    let mut file = file.doing(Kind::Host, cannot)?;
+    // The mode above is for a new file; one that was there may be everybody's to read.
+    if file.metadata().is_ok_and(|meta| meta.is_file()) {
+        file.set_permissions(std::fs::Permissions::from_mode(0o600)).doing(Kind::Host, cannot)?;
+    }
     work.events.info(format!("capturing into {} until Ctrl-C", path.display()));
     drain(work, stream, |piece| file.write_all(piece), told).await
 }

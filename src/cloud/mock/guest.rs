@@ -322,7 +322,11 @@ impl Login for Mock {
                     || s.of("os-keypairs").iter().any(|k| k["public_key"] == key.public)
             });
             if !known || user != "cirros" {
-                return Err(Refusal::NotYet(Error::lab("the key was refused")));
+                let deaf = self.with(|s| s.faults.hangs_up_on_other_keys);
+                return Err(match deaf {
+                    true => Refusal::NotYet(Error::lab("the connection is lost")),
+                    false => Refusal::Key(Error::lab("the key was refused")),
+                });
             }
             Ok(Box::new(Inside { mock: self.clone(), host_key }) as Box<dyn Shell>)
         })

@@ -61,6 +61,8 @@ pub struct Faults {
     pub ssh_open_with_icmp: bool,
     pub other_nonce: bool,
     pub any_key: bool,
+    /// Who comes with another key is never told anything.
+    pub hangs_up_on_other_keys: bool,
     pub small_packets_only: bool,
     pub guest_mtu: Option<u32>,
     pub no_metadata_address: bool,

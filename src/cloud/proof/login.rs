@@ -51,7 +51,9 @@ pub struct Ran {
 pub enum Refusal {
     /// The server showed another host key than the pinned one: trying again cannot help.
     HostKeyChanged { seen: HostKey },
-    /// Anything that a system that is still booting may do.
+    /// The server heard the key and said no.
+    Key(Error),
+    /// Anything else that a system that is still booting may do.
     NotYet(Error),
 }
 
@@ -62,7 +64,7 @@ impl Refusal {
                 Kind::Proof,
                 format!("another machine answers: its host key is now `{}`", seen.0),
             ),
-            Refusal::NotYet(e) => e,
+            Refusal::Key(e) | Refusal::NotYet(e) => e,
         }
     }
 }

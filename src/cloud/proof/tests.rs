@@ -343,6 +343,8 @@ finds! {
         "S3.9 SSH login returns the nonce", "does not return the nonce";
     a_door_open_to_any_key_is_found: any_key = true =>
         "S3.9 SSH login returns the nonce", "never got is let in";
+    a_refusal_that_was_never_heard_is_not_counted: hangs_up_on_other_keys = true =>
+        "S3.9 SSH login returns the nonce", "another key to be refused";
     lost_large_packets_are_found: small_packets_only = true =>
         "S3.9 SSH login returns the nonce", "MTU";
     a_wrong_mtu_inside_is_found: guest_mtu = Some(1500) =>

@@ -308,3 +308,10 @@ fn quick_neighbours_go_together_unless_they_write_the_same_path() {
     assert_eq!(round(&[&a, &slow, &b], &[differs(), same.clone(), differs()]), Some(vec![0, 2]));
     assert_eq!(round(&[&a], &[same]), None);
 }
+
+#[test]
+fn a_round_may_take_what_its_slowest_may_and_no_multiple_of_it() {
+    assert_eq!(patience_of([60].into_iter()), 60);
+    assert_eq!(patience_of([20; 17].into_iter()), 52);
+    assert_eq!(patience_of([20, 30, 20].into_iter()), 34);
+}

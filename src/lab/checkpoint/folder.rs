@@ -1,6 +1,7 @@
 //! A checkpoint's folder while it is made: beside its final name, which it gets when all is in it.
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::lab::removal;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -52,7 +53,7 @@ impl Partial {
             match new() {
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => match claim(&path, false)? {
                     Claim::Held(_dead) => {
-                        std::fs::remove_dir_all(&path)?;
+                        removal::remove(&path, OWNER)?;
                         new()?;
                     }
                     // Killed between the folder's making and its locking: empty then.
@@ -106,9 +107,11 @@ impl Partial {
             self.write(name, bytes)?;
             let end = || -> std::io::Result<()> {
                 File::open(self.path.join(name))?.sync_all()?;
-                std::fs::remove_file(self.path.join(OWNER))?;
-                File::open(&self.path)?.sync_all()?;
+                // Its name first: killed between the two, it is whole, and not a half-made one that
+                // is nobody's.
                 renameat_with(CWD, &self.path, CWD, &self.to, RenameFlags::NOREPLACE)?;
+                std::fs::remove_file(self.to.join(OWNER))?;
+                File::open(&self.to)?.sync_all()?;
                 let parent = self.to.parent().unwrap_or(Path::new("/"));
                 File::open(parent)?.sync_all()
             };
@@ -124,7 +127,7 @@ impl Drop for Partial {
     fn drop(&mut self) {
         if !self.finished {
             // What cannot be removed now is removed by the next that wants the name.
-            let _ = std::fs::remove_dir_all(&self.path);
+            let _ = removal::remove(&self.path, OWNER);
         }
     }
 }
@@ -184,7 +187,7 @@ pub fn sweep(folder: &Path) -> Result<Vec<PathBuf>> {
             continue;
         }
         let sweep = || match claim(&path, false)? {
-            Claim::Held(_dead) => std::fs::remove_dir_all(&path).map(|()| true),
+            Claim::Held(_dead) => removal::remove(&path, OWNER).map(|()| true),
             Claim::Busy | Claim::Foreign => Ok(false),
         };
         if sweep().doing(Kind::Host, || format!("cannot remove {}", path.display()))? {

@@ -167,7 +167,7 @@ async fn a_boot_ends_at_once_when_a_node_dies() {
     let lab = bench.prepare().await;
     let b = rustix::process::Pid::from_raw(lab.node("b").unwrap().vm.pid() as i32).unwrap();
     let (patience, slots) = (patience(10.0), BootSlots::unlimited());
-    let (out, ()) = tokio::join!(lab.boot(&slots, &patience), async {
+    let (out, ()) = tokio::join!(lab.boot(&slots, BOOTS, &patience), async {
         let wait = lab.node("b").unwrap().vm.qmp().subscribe();
         let mut wait = wait;
         // Killed once it runs.

@@ -55,7 +55,10 @@ impl Bench {
         }
     }
     async fn start(&self, code: &[u8]) -> Vm {
-        Vm::start(&self.hypervisor, self.config(code), &patience()).await.unwrap()
+        self.start_with(code, &patience()).await
+    }
+    async fn start_with(&self, code: &[u8], patience: &Patience) -> Vm {
+        Vm::start(&self.hypervisor, self.config(code), patience).await.unwrap()
     }
 }
 
@@ -167,36 +170,50 @@ async fn a_qemu_that_refuses_its_arguments_is_quoted() {
     assert!(error.message().contains("/nonexistent/rom"), "{error}");
 }
 
-/// Writes to half a MiB of memory, page by page and not with zeros, says so, and halts.
+/// Writes to eight MiB of memory, not with zeros, says so, and halts.
 fn fills() -> Vec<u8> {
+    /// Where in the firmware, whose first byte is at 0xf0000.
+    const TABLE: u16 = 0x100;
+    let [low, high] = TABLE.to_le_bytes();
     let mut code = vec![
         0xfa, // cli
-        0xb8, 0x00, 0x10, // mov ax,0x1000
-        0x8e, 0xc0, // mov es,ax
-        0x31, 0xff, // xor di,di
-        0xb9, 0x00, 0x80, // mov cx,0x8000
-        0xf3, 0xab, // rep stosw
-        0x8c, 0xc0, // mov ax,es
-        0x05, 0x00, 0x10, // add ax,0x1000
-        0x3d, 0x00, 0x90, // cmp ax,0x9000
-        0x75, 0xed, // jne to `mov es,ax`
+        0x2e, 0x0f, 0x01, 0x16, low, high, // lgdt cs:[TABLE]
+        0x0f, 0x20, 0xc0, 0x0c, 0x01, 0x0f, 0x22, 0xc0, // into protected mode,
+        0xbb, 0x08, 0x00, 0x8e, 0xc3, // where es becomes a segment without limit,
+        0x24, 0xfe, 0x0f, 0x22, 0xc0, // and out of it again
+        0x66, 0xbf, 0x00, 0x00, 0x20, 0x00, // mov edi,0x200000
+        0x66, 0xb9, 0x00, 0x00, 0x20, 0x00, // mov ecx,0x200000
+        0x66, 0xb8, 0x01, 0x01, 0x01, 0x01, // mov eax,0x01010101
+        0x67, 0xf3, 0x66, 0xab, // rep stosd
     ];
     code.extend(&says("full\n")[1..]);
+    code.resize(TABLE.into(), 0xf4);
+    code.extend([0x0f, 0x00, low + 6, high, 0x0f, 0x00]); // its limit, and where it begins
+    code.extend([0; 8]);
+    code.extend([0xff, 0xff, 0x00, 0x00, 0x00, 0x92, 0xcf, 0x00]); // all memory, to be written
     code
 }
 
 #[tokio::test]
 async fn a_save_that_is_late_is_cancelled_and_the_guest_goes_on_for_good() {
     let bench = Bench::new().await;
-    let vm = bench.start(&fills()).await;
+    let (events, mut told) = Events::channel();
+    let vm = bench.start_with(&fills(), &Patience::new(Speed::new(10.0), events)).await;
     vm.run().await.unwrap();
     vm.wait_for("full", 0, CONNECTS).await.unwrap();
     vm.pause().await.unwrap();
-    // QEMU sends something every tenth of a second: a page of many at this bandwidth. (Less than
+    // QEMU sends something every tenth of a second: a packet of many at this bandwidth. (Less than
     // ten bytes a second are no limit to it.)
     let (file, soon) = (bench.dir.path().join("memory"), Duration::from_millis(20));
     let error = vm.save_within(&file, soon, 1000).await.unwrap_err();
     assert!(error.message().contains("in vain"), "{error}");
+    let mut paused = false;
+    while let Ok(stamped) = told.try_recv() {
+        if let crate::event::Event::Waited { what, ok: true, .. } = stamped.event {
+            paused |= what.ends_with("a pause in its memory's transfer");
+        }
+    }
+    assert!(paused, "cancelled at work");
     let migration = vm.qmp().call(&qapi_qmp::query_migrate {}).await.unwrap();
     assert_eq!(migration.status, Some(qapi_qmp::MigrationStatus::cancelled));
     vm.run().await.unwrap();

@@ -19,8 +19,13 @@ use std::time::Duration;
 const STOPS: Duration = Duration::from_secs(20);
 
 /// For the state of the devices, and for each GiB of memory, which may go to a slow disk.
-const DEVICES: Duration = Duration::from_secs(20);
-const PER_GIB: Duration = Duration::from_secs(20);
+const DEVICES: Duration = Duration::from_secs(10);
+const PER_GIB: Duration = Duration::from_secs(10);
+
+/// A transfer that may send next to nothing does so every tenth of a second: so many looks that see
+/// the same are in a pause of it.
+const PAUSES: Duration = Duration::from_secs(1);
+const ALIKE: u32 = 4;
 
 /// Between two questions how far it is: short beside a restore of a second.
 const LOOK: Duration = Duration::from_millis(10);
@@ -99,7 +104,8 @@ impl Vm {
 
     /// Ends a transfer that is under way, and waits until it has ended, however it does.
     async fn cancel_transfer(&self) -> Result<()> {
-        self.quiet_transfer().await?;
+        // Without a pause it is cancelled all the same.
+        let _ = self.quiet_transfer().await;
         self.ask("migrate_cancel", json!({})).await?;
         let look = || async {
             match self.qmp.call(&qapi_qmp::query_migrate {}).await {
@@ -123,13 +129,17 @@ impl Vm {
     /// Waits for a moment in which a transfer sends nothing. QEMU (10.0) frees what its channels
     /// write to before it ends them: cancelled while they are at work, it may crash.
     async fn quiet_transfer(&self) -> Result<()> {
-        self.ask("migrate-set-parameters", json!({ "max-bandwidth": LEAST })).await?;
-        let before = Mutex::new(None);
+        let least = json!({ "max-bandwidth": LEAST });
+        self.qmp.call_raw("migrate-set-parameters", least, PAUSES).await?;
+        let seen = Mutex::new((None, 0));
         let look = || async {
             match self.qmp.call(&qapi_qmp::query_migrate {}).await {
                 Ok(info) => {
                     let ram = info.ram.map(|ram| (ram.transferred, ram.duplicate, ram.remaining));
-                    if before.lock().expect("nobody panics here").replace(ram) == Some(ram) {
+                    let mut seen = seen.lock().expect("nobody panics here");
+                    let same = if seen.0 == Some(ram) { seen.1 + 1 } else { 1 };
+                    *seen = (Some(ram), same);
+                    if same == ALIKE {
                         Poll::Ready(())
                     } else {
                         Poll::NotYet(format!("{:?}, {ram:?}", info.status))
@@ -139,7 +149,7 @@ impl Vm {
             }
         };
         let what = format!("{}: a pause in its memory's transfer", self.name);
-        self.patience.until(&what, STOPS, LOOK, &self.death(), look).await
+        self.patience.until(&what, PAUSES, LOOK, &self.death(), look).await
     }
 
     /// The way back, into a machine that was started to wait for it. The guest stands still

@@ -18,8 +18,9 @@ struct Fake {
     /// The bytes of a lab that has worked and was not slimmed since.
     fat: u64,
     slim: bool,
-    /// The inputs of the stages, where a lab shall say which ones made it.
-    values: Option<[u32; 4]>,
+    /// Who it is and the inputs of its stages, where a lab shall say who booted it and which inputs
+    /// it went through.
+    whose: Option<(usize, [u32; 4])>,
 }
 
 impl Fake {
@@ -42,7 +43,7 @@ impl Site for Fake {
 
     async fn boot(&mut self) -> Result<Vec<String>> {
         self.act("boot".into())?;
-        Ok(vec!["booted".into()])
+        Ok(vec![self.whose.map_or("booted".into(), |(who, _)| who.to_string())])
     }
     async fn restore(&mut self, _stage: Stage, checkpoint: &Path) -> Result<Vec<String>> {
         let text = fs::read_to_string(checkpoint.join("lab")).unwrap();
@@ -52,10 +53,12 @@ impl Site for Fake {
     }
     async fn advance(&mut self, lab: &mut Vec<String>, done: Stage, until: Stage) -> Result<()> {
         self.act(format!("{done} to {until}"))?;
-        lab.push(match self.values {
-            Some(values) => format!("{until}={}", values[until.rank]),
-            None => until.name.into(),
-        });
+        match self.whose {
+            Some((_, values)) => lab.extend(
+                (done.rank + 1..=until.rank).map(|n| format!("{}={}", NAMES[n], values[n])),
+            ),
+            None => lab.push(until.name.into()),
+        }
         Ok(())
     }
     async fn slim(&mut self, lab: &mut Vec<String>) -> Result<()> {
@@ -103,6 +106,8 @@ struct Bench {
     events: Events,
     told: UnboundedReceiver<crate::event::Stamped>,
     max: Option<u64>,
+    /// Of the lab, in bytes: what a stage is thought to take that was never kept.
+    memory: u64,
 }
 
 impl Bench {
@@ -115,14 +120,14 @@ impl Bench {
     fn at(store: &Path) -> Bench {
         let layers = Layers::open(store).unwrap();
         let (events, told) = Events::channel();
-        Bench { _dir: None, layers, events, told, max: None }
+        Bench { _dir: None, layers, events, told, max: None, memory: 1 << 20 }
     }
     fn climb<'a>(&'a self, rungs: &'a [Rung], layers: bool) -> Climb<'a> {
         Climb {
             layers: layers.then_some(&self.layers),
             rungs,
             lab: "l",
-            memory: 1 << 20,
+            memory: self.memory,
             // How full this host's disk is must not matter.
             space: Space { max: Some(self.max.unwrap_or(1 << 30)), keep_free: 0 },
             events: &self.events,
@@ -179,41 +184,57 @@ async fn the_first_run_boots_and_keeps_and_the_second_begins_from_the_last_layer
     assert!(!bench.said().contains("not deeper"));
 }
 
-/// As processes do: each opens the store itself, on a thread of its own. One value in two differs,
-/// and there is room for about half of what they keep, so that layers also go while others are made.
+/// As processes do: each opens the store itself, on a thread of its own. Their inputs differ from the
+/// second stage or the last one on, and there is room for some of the layers only, so that layers go
+/// while others are made and restored.
 #[test]
-fn runs_at_once_share_layers_and_none_gets_another_ones() {
+fn runs_at_once_share_layers_and_each_ends_with_what_its_own_inputs_say() {
     let dir = tempfile::tempdir().unwrap();
-    let run = |values: [u32; 4]| {
+    let run = |who: usize, values: [u32; 4]| {
         let mut bench = Bench::at(dir.path());
-        bench.max = Some(20 * 4096);
-        let mut site = Fake { values: Some(values), ..Fake::default() };
+        (bench.memory, bench.max) = (1 << 14, Some(1 << 17));
+        let mut site = Fake { whose: Some((who, values)), ..Fake::default() };
         let rungs = rungs(values);
         let climb = bench.climb(&rungs, true);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let way = runtime.block_on(climb.climb(&mut site)).unwrap();
-        assert_eq!(way.lab.last(), Some(&format!("ready={}", values[3])));
-        for line in &way.lab[1..] {
-            let (name, value) = line.split_once('=').unwrap();
-            let rank = NAMES.iter().position(|n| *n == name).unwrap();
-            assert_eq!(value, values[rank].to_string(), "{values:?} got {:?}", way.lab);
+        let wanted: Vec<_> = (1..4).map(|n| format!("{}={}", NAMES[n], values[n])).collect();
+        assert_eq!(way.lab[1..], wanted, "{values:?}, from {:?}", way.from);
+        let from = way.from.map_or(0, |(stage, _)| stage.rank);
+        Seen {
+            others: way.lab[0] != who.to_string(),
+            deep: from == 3,
+            partial: from == 1 || from == 2,
+            evicted: bench.said().contains("removed the layer"),
         }
-        way.from.is_some()
     };
-    let restored: usize = std::thread::scope(|scope| {
-        let lanes = (0..6u32).map(|n| {
-            let run = &run;
-            scope.spawn(move || (0..20).filter(|i| run([1, 1 + (n + i) % 2, 1, 1 + n % 3])).count())
-        });
-        let lanes: Vec<_> = lanes.collect();
-        lanes.into_iter().map(|lane| lane.join().unwrap()).sum()
+    let seen: Vec<Seen> = std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..6)
+            .map(|who| {
+                let (run, n) = (&run, who as u32);
+                let each = (0..30).map(move |i| run(who, [1, (n + i) % 2, 1, n % 3]));
+                scope.spawn(move || each.collect::<Vec<_>>())
+            })
+            .collect();
+        lanes.into_iter().flat_map(|lane| lane.join().unwrap()).collect()
     });
-    assert!(restored > 0, "nobody used a layer");
+    // Else nothing was shown.
+    assert!(seen.iter().any(|s| s.others), "nobody used another's layer");
+    assert!(seen.iter().any(|s| s.deep), "nobody began at the end");
+    assert!(seen.iter().any(|s| s.partial), "nobody began in the middle");
+    assert!(seen.iter().any(|s| s.evicted), "no layer made room for another");
     let layers = Layers::open(dir.path()).unwrap();
     assert!(layers.all().unwrap().iter().all(|l| l.about.stage != "?"));
     assert_eq!(layers.broken_bytes(), 0, "a layer was put aside as broken");
-    let half_made = fs::read_dir(layers.root().join(".tmp")).unwrap();
-    assert_eq!(half_made.count(), 0);
+    assert_eq!(fs::read_dir(layers.root().join(".tmp")).unwrap().count(), 0);
+}
+
+/// What happened in one of many runs.
+struct Seen {
+    others: bool,
+    deep: bool,
+    partial: bool,
+    evicted: bool,
 }
 
 #[tokio::test]
@@ -257,6 +278,21 @@ async fn a_broken_layer_is_told_and_put_aside_and_the_next_one_is_tried() {
     assert!(said.contains("Warning: the layer ready ("), "{said}");
     assert!(said.contains("restore ready failed; it was moved to"), "{said}");
     assert!(bench.layers.broken_bytes() > 0);
+}
+
+#[tokio::test]
+async fn what_was_put_aside_goes_where_its_room_is_needed() {
+    let mut bench = Bench::new();
+    bench.go([1, 1, 1, 1]).await.1.unwrap();
+    bench.memory = 1 << 14;
+    // Room for the four that are there, and not for the broken one beside them.
+    bench.max = Some(super::taken(&bench.layers.all().unwrap()));
+    let broken = Some(("restore ready", Kind::Lab));
+    bench.go_with([1, 1, 1, 1], broken).await.1.unwrap();
+    let said = bench.said();
+    assert!(said.contains("removed the layer that was put aside as broken"), "{said}");
+    assert!(said.contains("kept the layer ready"), "{said}");
+    assert_eq!(bench.layers.broken_bytes(), 0);
 }
 
 #[tokio::test]

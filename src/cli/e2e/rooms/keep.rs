@@ -42,17 +42,20 @@ impl Cluster {
         // The cloud is for `lab up --restore`, whose user may know nothing of roles.
         let cloud = self.declare(work)?.cloud();
         let notes = Notes(json!({ "secrets": self.secrets.reveal(), "cloud": cloud }));
-        let saved = self.lab.checkpoint(into, notes, After::GoOn, &work.patience()).await;
+        let saved = self.lab.checkpoint(into, notes, After::GoOn, &work.patience()).await.map(drop);
         self.connect(work)?;
-        saved?;
-        // The checkpoint is good whatever the clocks are now.
+        if saved.is_err() && self.death().is_some() {
+            return saved;
+        }
+        // The checkpoint is good, or not, whatever the clocks are now; and they stood still also
+        // where it failed.
         match self.clocks(work).await {
             Ok(resync) => self.resync = resync,
             Err(e) => {
                 work.events.warning(format!("the nodes stood still while they were saved: {e}"));
             }
         }
-        Ok(())
+        saved
     }
 
     /// Tells a cluster that was restored what time it is, and waits for its first answer where it has

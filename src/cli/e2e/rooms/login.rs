@@ -26,9 +26,11 @@ impl Login for SshLogin {
         Box::pin(async move {
             let key = Key::from_openssh(&key.private).map_err(Refusal::NotYet)?;
             // Always learned, and compared here: what the guest showed instead is worth telling.
-            let client = Client::connect(stream, user, &key, ssh::HostKey::Learn)
-                .await
-                .map_err(Refusal::NotYet)?;
+            let client = Client::connect(stream, user, &key, ssh::HostKey::Learn).await;
+            let client = client.map_err(|e| match ssh::is_key_refused(&e) {
+                true => Refusal::Key(e),
+                false => Refusal::NotYet(e),
+            })?;
             let shown = client.host_key().and_then(|key| key.to_openssh().ok());
             let shown = shown
                 .map(|line| HostKey(bare(&line)))

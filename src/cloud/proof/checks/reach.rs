@@ -151,9 +151,16 @@ pub async fn ssh(c: &Context) -> Result<Finding> {
     // The key is what lets in, not an open door.
     let other = KeyPair::generate()?;
     c.inputs.redactor.add_lines(&other.private);
-    if ask(c, address, &other, Some(&host_key), "true", 20).await.is_ok() {
-        return Err(wrong("a key that the instance never got is let in too"));
-    }
+    // Heard and refused: a connection that breaks off says nothing of the key.
+    c.until("another key to be refused", 20, 1, || async {
+        match ask(c, address, &other, Some(&host_key), "true", 20).await {
+            Ok(_) => Poll::Failed(wrong("a key that the instance never got is let in too")),
+            Err(Refusal::Key(_)) => Poll::Ready(()),
+            Err(Refusal::NotYet(e)) => Poll::NotYet(e.to_string()),
+            Err(changed) => Poll::Failed(changed.into_error()),
+        }
+    })
+    .await?;
     let sources = answers.sources_of(&c.nonce);
     if sources.is_empty() {
         return Err(wrong(format!("the guest does not return the nonce {}", c.nonce)).evidence([
@@ -263,7 +270,7 @@ async fn until_asked<T>(
         async move {
             match ask(c, address, key, pin, script, 60).await {
                 Ok(found) => judge(found),
-                Err(Refusal::NotYet(e)) => match looks_for_hope {
+                Err(Refusal::Key(e) | Refusal::NotYet(e)) => match looks_for_hope {
                     true => c.hopeless().await.map_or(Poll::NotYet(e.to_string()), Poll::Failed),
                     false => Poll::NotYet(e.to_string()),
                 },

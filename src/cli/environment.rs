@@ -176,4 +176,17 @@ mod tests {
         assert_eq!(e.kind(), crate::error::Kind::Input);
         assert!(e.hint_text().unwrap().contains("http://"));
     }
+
+    #[test]
+    fn a_mirror_with_a_password_is_refused_and_the_password_not_repeated() {
+        for url in ["http://ci:token@mirror/debian", "https://token@mirror"] {
+            let variables = [("HOME", "/h"), ("STACKPROOF_DEBIAN_MIRROR", url)];
+            let e = read(Global::default(), &variables, false);
+            let e = e.unwrap_err();
+            assert_eq!(e.kind(), crate::error::Kind::Input);
+            assert!(!e.to_string().contains("token"), "{e}");
+        }
+        let plain = [("HOME", "/h"), ("STACKPROOF_DEBIAN_MIRROR", "http://mirror/a@b")];
+        assert!(read(Global::default(), &plain, false).is_ok());
+    }
 }

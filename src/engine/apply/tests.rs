@@ -294,6 +294,25 @@ async fn a_death_of_what_the_nodes_stand_on_is_the_labs_failure() {
     assert!(e.message().ends_with("QEMU of m was killed by signal 9"), "{e}");
 }
 
+#[tokio::test]
+async fn a_change_that_is_late_is_the_provisions_failure_and_no_machines() {
+    let w = world_with(|n, _| if n == 2 { Fault::Hang } else { Fault::None });
+    let plan = Plan { steps: vec![Step::new("a", "n").with(mark("x"))] };
+    let time_passes = async {
+        while w.shell.calls() < 2 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        tokio::time::resume();
+    };
+    let never = Death::never();
+    let (out, ()) = tokio::join!(w.engine.apply(plan, &never), time_passes);
+    let e = out.unwrap_err();
+    assert_eq!(e.kind(), Kind::Provision, "{e}");
+    assert!(e.to_string().contains("in vain"), "{e}");
+}
+
 #[test]
 fn quick_neighbours_go_together_unless_they_write_the_same_path() {
     let differs = || Sight { seen: String::new(), verdict: Verdict::Differs(vec!["x".into()]) };

@@ -6,6 +6,7 @@ use stackproof::error::{Error, Result};
 use stackproof::lab::checkpoint::{After, Notes, SLIM};
 use stackproof::lab::spec::LabSpec;
 use stackproof::lab::{BootImage, Lab};
+use stackproof::supervisor::nodes;
 use stackproof::wait::{Death, Poll};
 use std::net::SocketAddrV4;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 const MEMORY: u64 = 2048;
 
 pub const TESTS: &[Test] = &[Test {
-    path: "checkpoint::of_a_node_is_without_its_caches_and_wakes_at_the_right_time",
+    path: "checkpoint::of_a_node_is_small_wakes_at_the_right_time_and_its_disk_can_be_filled",
     needs: Needs { guests: 1, memory: MEMORY, probe_guest: true, node_image: true },
     run: || run(wakes()),
 }];
@@ -105,7 +106,23 @@ async fn wakes() -> Result<()> {
     let same = ask(&bench, &lab, "cat /proc/sys/kernel/random/boot_id").await?;
     assert_eq!(same, boot, "restored and not booted");
     assert_eq!(Death::cause(&lab.death()), None);
+    full_disk(&bench, &lab).await?;
     lab.stop().await?;
     bench.assert_nothing_left();
+    Ok(())
+}
+
+/// A full disk takes nothing more, not even root's, until it is freed.
+async fn full_disk(bench: &Bench, lab: &Lab) -> Result<()> {
+    let nodes = nodes::reach(lab, &bench.patience.speed)?;
+    // A megabyte more; the shell keeps what it says in memory.
+    let write = "said=$(head -c 1000000 /dev/zero 2>&1 >/root/more); echo \"$? $said\"; \
+                 rm -f /root/more";
+    assert_eq!(ask(bench, lab, write).await?, "0", "it takes a megabyte before");
+    nodes::fill(&nodes, "a", true, &bench.patience).await?;
+    let said = ask(bench, lab, write).await?;
+    assert!(said.starts_with("1 ") && said.contains("No space left on device"), "{said}");
+    nodes::fill(&nodes, "a", false, &bench.patience).await?;
+    assert_eq!(ask(bench, lab, write).await?, "0", "it takes a megabyte again");
     Ok(())
 }

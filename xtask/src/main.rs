@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
 
 /// What `cargo test` may take, tests built before: nextest ends what hangs by itself. `make test`
-/// takes 13 minutes where nothing is built, on two cores without KVM.
+/// takes 10 minutes where nothing is built, on two cores without KVM.
 const UNIT_LIMIT: Duration = Duration::from_secs(20 * 60);
 const VMTEST_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// Within this, the kernel ends what it was told to kill, even where it writes a core or waits for

@@ -1,7 +1,8 @@
 //! The lab as the cloud that the roles describe.
 
+use crate::cloud::proof::Subnets;
 use crate::error::{Error, Result};
-use crate::lab::spec::{LabSpec, NodeSpec};
+use crate::lab::spec::{LabSpec, NetworkSpec, NodeSpec, Subnet};
 use crate::roles::topology::{Host, Login, Role, Topology, Virtualization};
 use std::net::Ipv4Addr;
 
@@ -32,6 +33,53 @@ impl Networks {
             external: find(false, "without addresses on the nodes has a leg of ours")?,
         })
     }
+}
+
+/// What neutron is set up for.
+const MTU: u16 = 1500;
+/// The external network lends floating IPs and gateways from a pool of its own.
+const LONGEST_PREFIX: u8 = 28;
+
+/// The addresses that the proof uses: of the lab's external network, and the instance's own.
+pub fn subnets(spec: &LabSpec, networks: &Networks) -> Result<Subnets> {
+    let network = |name: &str| spec.network(name).expect("found in this spec");
+    let (management, external) = (network(&networks.management), network(&networks.external));
+    let wrong = |n: &NetworkSpec, why: String| {
+        Error::input(format!("the network `{}` {why}", n.name)).at(&spec.file, Some(n.line))
+    };
+    for n in [management, external] {
+        if let Some(mtu) = n.mtu.filter(|mtu| *mtu < MTU) {
+            return Err(wrong(n, format!("has an MTU of {mtu}, and neutron is set up for {MTU}"))
+                .hint("leave `mtu` away, or make it larger"));
+        }
+    }
+    let standard = Subnets::default();
+    let instances: Subnet = standard.fixed_cidr.parse().expect("a subnet");
+    if let Some(n) = spec.networks.iter().find(|n| n.subnet.overlaps(instances)) {
+        return Err(wrong(n, format!("overlaps {instances}, where the proof's instance lives")));
+    }
+    if external.subnet.prefix > LONGEST_PREFIX {
+        let why = format!("is too small for floating IPs: /{LONGEST_PREFIX} is the least");
+        return Err(wrong(external, why));
+    }
+    let gateway = external.outside.expect("has a leg");
+    Ok(Subnets {
+        public_cidr: external.subnet.to_string(),
+        public_gateway: gateway,
+        public_pool: pool(external.subnet, gateway),
+        ..standard
+    })
+}
+
+/// From 100 to 199 of 256 parts of a subnet, or what is behind it where the gateway is in there.
+fn pool(subnet: Subnet, gateway: Ipv4Addr) -> (Ipv4Addr, Ipv4Addr) {
+    let (first, last) = (subnet.address.to_bits(), subnet.broadcast().to_bits());
+    let at = |part: u64| {
+        let offset = u64::from(last - first + 1) * part / 256;
+        Ipv4Addr::from_bits((first + offset as u32).min(last - 1))
+    };
+    let usual = (at(100), at(199));
+    if (usual.0..=usual.1).contains(&gateway) { (at(200), at(255)) } else { usual }
 }
 
 fn host(
@@ -128,6 +176,44 @@ mod tests {
         );
         let topology = of(&spec, &networks, login(), None, host_key).unwrap();
         assert_eq!(topology.controller().external_nic.as_deref(), Some("outdoors"));
+    }
+
+    #[test]
+    fn the_proof_uses_the_labs_own_external_network() {
+        let of = |text: String| {
+            let spec = LabSpec::parse(Path::new("two-node.toml"), &text).unwrap();
+            subnets(&spec, &Networks::of(&spec).unwrap())
+        };
+        let text = std::fs::read_to_string("vmtests/labs/two-node.toml").unwrap();
+        let (seeds, standard) = (of(text.clone()).unwrap(), Subnets::default());
+        assert_eq!(seeds.public_cidr, standard.public_cidr);
+        assert_eq!(seeds.public_gateway, standard.public_gateway);
+        assert_eq!(seeds.public_pool, standard.public_pool);
+
+        let other =
+            of(text.replace("172.24.4.0/24", "10.9.0.0/16").replace("172.24.4.1", "10.9.120.7"));
+        let other = other.unwrap();
+        assert_eq!(other.public_cidr, "10.9.0.0/16");
+        assert_eq!(other.public_gateway, Ipv4Addr::new(10, 9, 120, 7));
+        // Not around the gateway.
+        let wanted = (Ipv4Addr::new(10, 9, 200, 0), Ipv4Addr::new(10, 9, 255, 0));
+        assert_eq!(other.public_pool, wanted);
+
+        for (from, to, why) in [
+            ("172.24.4.0/24", "172.24.4.0/29", "too small"),
+            ("172.24.4.0/24", "10.5.0.0/16", "overlaps 10.5.5.0/24"),
+            ("outside = \"172.24.4.1\"", "outside = \"172.24.4.1\"\nmtu = 1400", "MTU of 1400"),
+        ] {
+            let changed = text.replace(from, to);
+            assert_ne!(changed, text, "{from}");
+            let changed = match why.starts_with("overlaps") {
+                true => changed.replace("172.24.4.1", "10.5.0.1"),
+                false => changed,
+            };
+            let e = of(changed).unwrap_err();
+            assert!(e.message().contains(why), "{e}");
+            assert!(e.file().unwrap().1.is_some(), "{e}");
+        }
     }
 
     #[test]

@@ -55,7 +55,9 @@ pub fn symbolic_plan(spec: &LabSpec, accel: Accel) -> Result<Plan> {
     let user = crate::lab::seed::LOGIN.into();
     let login = Login { user, authorized_keys: Vec::new(), node_key: none };
     let nested = accel::nested(accel);
-    let topology = topology::of(spec, &Networks::of(spec)?, login, nested, |_| String::new())?;
+    let networks = Networks::of(spec)?;
+    topology::subnets(spec, &networks)?;
+    let topology = topology::of(spec, &networks, login, nested, |_| String::new())?;
     roles::symbolic_plan(&topology)
 }
 

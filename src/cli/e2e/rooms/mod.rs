@@ -16,7 +16,7 @@ use crate::cli::record::NotRun;
 use crate::cli::session::Work;
 use crate::cloud::http::Connector;
 use crate::cloud::proof::console::ConsoleStyle;
-use crate::cloud::proof::{self, Daemon, ProofInputs, Subnets, World};
+use crate::cloud::proof::{self, Daemon, ProofInputs, World};
 use crate::cloud::session::Credentials;
 use crate::cloud::url::Url;
 use crate::diagnose::{Text, causes};
@@ -377,7 +377,7 @@ impl Cluster {
                 // It lives in memory; all others keep the key that they made on their disk.
                 keeps_host_key: instance.name != PROBE_GUEST,
             },
-            subnets: Subnets::default(),
+            subnets: topology::subnets(spec, &self.networks()?)?,
             keep_public: keep,
             patience: work.patience(),
             death: self.lab.death(),

@@ -3,6 +3,7 @@
 use super::args::Global;
 use crate::error::{Error, Result};
 use crate::host::Mirrors;
+use crate::images::manifest::authority;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -79,15 +80,16 @@ impl Environment {
             })?),
             (None, None) => None,
         };
+        // First: any other message would repeat it.
+        if debian_mirror.as_deref().is_some_and(|url| authority(url).contains('@')) {
+            return Err(Error::input("the URL of the Debian mirror has a password in it")
+                .hint("It would stand in logs and images: use a mirror that asks for none."));
+        }
         if let Some(url) = &debian_mirror
             && !(url.starts_with("http://") || url.starts_with("https://"))
         {
             return Err(Error::input(format!("`{url}` is not the URL of a Debian mirror"))
                 .hint("It looks like http://mirror.example.org/debian."));
-        }
-        if debian_mirror.as_deref().is_some_and(has_password) {
-            return Err(Error::input("the URL of the Debian mirror has a password in it")
-                .hint("It would stand in logs and images: use a mirror that asks for none."));
         }
         let live = terminal
             && set("CI").is_none()
@@ -103,12 +105,6 @@ impl Environment {
             colour: terminal && set("NO_COLOR").is_none(),
         })
     }
-}
-
-/// Whether a URL says who asks (`http://user:password@host/`).
-fn has_password(url: &str) -> bool {
-    let behind = url.split_once("://").map_or(url, |(_, behind)| behind);
-    behind.split('/').next().is_some_and(|host| host.contains('@'))
 }
 
 impl Environment {
@@ -179,7 +175,9 @@ mod tests {
 
     #[test]
     fn a_mirror_with_a_password_is_refused_and_the_password_not_repeated() {
-        for url in ["http://ci:token@mirror/debian", "https://token@mirror"] {
+        for url in
+            ["http://ci:token@mirror/debian", "https://token@mirror", "ftp://ci:token@mirror"]
+        {
             let variables = [("HOME", "/h"), ("STACKPROOF_DEBIAN_MIRROR", url)];
             let e = read(Global::default(), &variables, false);
             let e = e.unwrap_err();

@@ -92,8 +92,12 @@ pub fn lost(what: impl Into<String>) -> Error {
 
 /// Was it made by [`lost`], whatever was said of it since?
 pub fn is_lost(e: &Error) -> bool {
+    is_because(e, &Lost)
+}
+
+fn is_because(e: &Error, source: &dyn std::error::Error) -> bool {
     // The house's error shows its source last and hands it out in no other way.
-    e.to_string().ends_with(&format!(": {Lost}"))
+    e.to_string().ends_with(&format!(": {source}"))
 }
 
 /// The source of every error made by [`lost`].
@@ -103,7 +107,7 @@ pub struct Lost;
 
 /// Did the server hear the key and say no?
 pub fn is_key_refused(e: &Error) -> bool {
-    e.to_string().ends_with(&format!(": {KeyRefused}"))
+    is_because(e, &KeyRefused)
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -286,12 +286,17 @@ fn pin_of(
     })
 }
 
+/// Of a URL, what stands between its scheme and its path: the host, and who asks it.
+pub fn authority(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split(['/', '?', '#']).next().unwrap_or_default()
+}
+
 fn check_url(url: &str) -> Result<(), String> {
-    let rest = url
-        .strip_prefix("https://")
-        .or_else(|| url.strip_prefix("http://"))
-        .ok_or_else(|| format!("`{url}` is not an http:// or https:// URL"))?;
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if !(url.starts_with("https://") || url.starts_with("http://")) {
+        return Err(format!("`{url}` is not an http:// or https:// URL"));
+    }
+    let authority = authority(url);
     if authority.is_empty() {
         return Err(format!("`{url}` names no host"));
     }

@@ -4,12 +4,13 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// The folder may have gone meanwhile.
 pub fn remove(folder: &Path, mark: &str) -> io::Result<()> {
-    match in_order(folder, mark)?.iter().try_for_each(|path| remove_one(path)) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-        _ => std::fs::remove_dir(folder),
-    }
+    in_order(folder, mark)?.iter().try_for_each(|path| match remove_one(path) {
+        // A dying machine takes its sockets along.
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        done => done,
+    })?;
+    std::fs::remove_dir(folder)
 }
 
 /// What is in it, the mark at the end.

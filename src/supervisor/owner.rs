@@ -439,8 +439,8 @@ impl Work<'_> {
             Fault::Kill { node } => {
                 let node = self.node(&node)?;
                 alive(node)?;
-                let on = |n: &&crate::lab::Node| n.vm.death().cause().is_none();
-                if self.running.lab.nodes().iter().filter(on).count() == 1 {
+                let all = self.running.lab.nodes().iter();
+                if all.filter(|n| alive(n).is_ok()).count() == 1 {
                     let name = node.name();
                     return Err(Error::input(format!(
                         "{name} is the last machine that is on: the lab would end with it"

@@ -47,8 +47,7 @@ impl Cluster {
         if saved.is_err() && self.death().is_some() {
             return saved;
         }
-        // The checkpoint is good, or not, whatever the clocks are now; and they stood still also
-        // where it failed.
+        // They stood still also where it failed, and whatever they show, it is as good as it is.
         match self.clocks(work).await {
             Ok(resync) => self.resync = resync,
             Err(e) => {

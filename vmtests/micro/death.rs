@@ -346,9 +346,9 @@ async fn of_ourselves() -> Result<()> {
     Ok(())
 }
 
-/// A lab that could carry a cloud, which has one controller.
+/// A lab that could carry a cloud: it has one controller, and networks of neutron's MTU.
 fn pair() -> String {
-    let both = lab("pair", &["a", "b"]);
+    let both = lab("pair", &["a", "b"]).replace("mtu = 1400\n", "");
     let (a, b) = both.split_once("[nodes.b]").expect("the second node");
     format!("{a}[nodes.b]{}", b.replace("\"controller\", \"network\", ", ""))
 }

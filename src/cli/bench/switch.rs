@@ -15,6 +15,9 @@ const PAYLOADS: [usize; 2] = [1500, 9000];
 /// What each race carries, in bytes.
 const CARRIED: usize = 256 << 20;
 
+const FRAMES: &str = "frames/s";
+const MEGABYTES: &str = "MB/s";
+
 /// Rows, and what could not be compared.
 pub async fn measure(work: &Work) -> Result<(Vec<Number>, Vec<NotRun>)> {
     let (mut numbers, mut not_run) = (Vec::new(), Vec::new());
@@ -61,14 +64,20 @@ impl Carried {
 
 /// Ours beside [`vde::PROGRAM`], with what that one lost.
 pub fn rows(name: &str, ours: Carried, peer: Option<Carried>) -> [Number; 2] {
-    let row = |unit, of: fn(&Carried) -> f64| {
-        let number = Number::new(name, of(&ours), unit);
-        let Some(peer) = peer else { return number };
-        let lost = peer.sent.saturating_sub(peer.received);
-        let lost = 100.0 * lost as f64 / peer.sent.max(1) as f64;
-        number.beside(format!("{}, {lost:.1}% lost", vde::PROGRAM), of(&peer))
+    let Some(peer) = peer else {
+        let row = |value, unit| Number::new(name, value, unit);
+        return [row(ours.frames, FRAMES), row(ours.megabytes, MEGABYTES)];
     };
-    [row("frames/s", |c| c.frames), row("MB/s", |c| c.megabytes)]
+    let frames = frames_beside(name, ours, vde::PROGRAM, peer);
+    let who = frames.peer.clone().unwrap_or_default();
+    [frames, Number::new(name, ours.megabytes, MEGABYTES).beside(who, peer.megabytes)]
+}
+
+/// Ours beside a peer, with what that one lost.
+pub fn frames_beside(name: &str, ours: Carried, who: &str, peer: Carried) -> Number {
+    let lost = peer.sent.saturating_sub(peer.received);
+    let lost = 100.0 * lost as f64 / peer.sent.max(1) as f64;
+    Number::new(name, ours.frames, FRAMES).beside(format!("{who}, {lost:.1}% lost"), peer.frames)
 }
 
 /// The fastest of some tries.

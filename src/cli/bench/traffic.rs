@@ -1,4 +1,5 @@
-//! Frames between two guests through our switch, beside the same guests on vde_switch.
+//! Frames between two guests through our switch, beside the same guests on vde_switch, and on a wire
+//! between them: what no switch can surpass.
 //!
 //! One guest sends as much as TCP takes, the other throws it away. Their NICs get whole frames in
 //! both cases: neither of QEMU's netdevs (`stream`, `vde`) offloads segments or checksums. What is
@@ -7,7 +8,7 @@
 
 use super::boot::{self, NOT_BUILT};
 use super::peers;
-use super::switch::{Carried, rows};
+use super::switch::{Carried, frames_beside, rows};
 use super::vde::{self, Vde};
 use super::{Host, Number, TRIES};
 use crate::cli::record::NotRun;
@@ -26,9 +27,9 @@ use crate::lab::spec::{LabSpec, NodeSpec};
 use crate::lab::switch::{Network, Switch};
 use crate::lab::vm::{Vm, VmConfig};
 use crate::wait::Patience;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const ROW: &str = "switch between guests";
@@ -135,6 +136,9 @@ pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Vec<NotRu
             let name = format!("{} between guests, {mtu} bytes", vde::PROGRAM);
             not_run.push(NotRun { name, reason });
         }
+        let folder = tempfile::tempdir().doing(Kind::Host, || "a temporary folder".into())?;
+        let wire = race.run(Between::Wire(folder.path().join("wire"))).await?;
+        numbers.push(frames_beside(&name, ours, "a wire and no switch", wire));
     }
     Ok((numbers, not_run))
 }
@@ -170,6 +174,22 @@ fn lab(mtu: u16) -> String {
 enum Between<'a> {
     Ours(Network),
     Vde(&'a Vde),
+    /// The receiver's QEMU listens at this path, and the sender's connects: nothing is between them.
+    Wire(PathBuf),
+}
+
+impl Between<'_> {
+    /// QEMU's netdev, where it is not that of a lab's machine.
+    fn netdev(&self, role: &str) -> Option<Value> {
+        match self {
+            Between::Ours(_) => None,
+            Between::Vde(vde) => Some(json!({"type": "vde", "id": "nic0", "sock": vde.sockets()})),
+            Between::Wire(path) => {
+                Some(json!({"type": "stream", "id": "nic0", "server": role == RECEIVER,
+                    "addr": {"type": "unix", "path": path}}))
+            }
+        }
+    }
 }
 
 struct Race<'a> {
@@ -188,7 +208,7 @@ impl Race<'_> {
         let mut dead = receiver.death();
         let switch_ended = async {
             match &between {
-                Between::Ours(_) => std::future::pending().await,
+                Between::Ours(_) | Between::Wire(_) => std::future::pending().await,
                 Between::Vde(vde) => vde.ended().await,
             }
         };
@@ -240,22 +260,18 @@ impl Race<'_> {
         let nic = &node.nics[0];
         let mtu = self.spec.network(&nic.network).and_then(|n| n.mtu);
         let mut networks = Vec::new();
-        match between {
-            Between::Ours(network) => {
-                machine.nics.push(NicArgs { mac: nic.mac, mtu });
-                networks.push((network.name().to_owned(), network.clone()));
-            }
-            Between::Vde(vde) => {
-                let netdev = json!({"type": "vde", "id": "nic0", "sock": vde.sockets()});
-                // As our machines have it.
-                let device = json!({"driver": "virtio-net-pci", "netdev": "nic0",
-                    "mac": nic.mac.to_string(), "romfile": "", "host_mtu": mtu});
-                let more =
-                    ["-netdev".into(), netdev.to_string(), "-device".into(), device.to_string()];
-                let script = dir.join("qemu");
-                peers::script(&script, &peers::bound(&hypervisor.qemu, &more, None))?;
-                hypervisor.qemu = script;
-            }
+        if let Between::Ours(network) = between {
+            machine.nics.push(NicArgs { mac: nic.mac, mtu });
+            networks.push((network.name().to_owned(), network.clone()));
+        }
+        if let Some(netdev) = between.netdev(role) {
+            // As our machines have it.
+            let device = json!({"driver": "virtio-net-pci", "netdev": "nic0",
+                "mac": nic.mac.to_string(), "romfile": "", "host_mtu": mtu});
+            let more = ["-netdev".into(), netdev.to_string(), "-device".into(), device.to_string()];
+            let script = dir.join("qemu");
+            peers::script(&script, &peers::bound(&hypervisor.qemu, &more, None))?;
+            hypervisor.qemu = script;
         }
         let (start, redactor) = (Instant::now(), self.work.redactor.clone());
         let config = VmConfig { machine, logs: dir.clone(), dir, networks, start, redactor };
@@ -320,6 +336,14 @@ mod tests {
                 assert!(append.contains(" probe.ip=192.168.103.1"), "{append}");
             }
         }
+    }
+
+    #[test]
+    fn a_wire_has_one_end_that_listens() {
+        let wire = Between::Wire("/tmp/wire".into());
+        let servers = [RECEIVER, SENDER].map(|role| wire.netdev(role).unwrap()["server"].clone());
+        assert_eq!(servers, [json!(true), json!(false)]);
+        assert_eq!(Between::Ours(Switch::new().network(NETWORK)).netdev(SENDER), None);
     }
 
     #[test]

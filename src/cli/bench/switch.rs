@@ -35,7 +35,11 @@ pub async fn measure(work: &Work) -> Result<(Vec<Number>, Vec<NotRun>)> {
         };
         let name = format!("switch, {payload}-byte frames");
         let peer = peer.map(|out| Carried::of(out, payload));
-        numbers.extend(rows(&name, Carried::of(ours, payload), peer.as_ref().ok().copied()));
+        numbers.extend(rows(
+            &name,
+            Carried::of(ours, payload),
+            peer.as_ref().ok().map(|&p| (vde::PROGRAM, p)),
+        ));
         if let Err(reason) = peer {
             not_run.push(NotRun { name: format!("{}, {payload} bytes", vde::PROGRAM), reason });
         }
@@ -62,22 +66,17 @@ impl Carried {
     }
 }
 
-/// Ours beside [`vde::PROGRAM`], with what that one lost.
-pub fn rows(name: &str, ours: Carried, peer: Option<Carried>) -> [Number; 2] {
-    let Some(peer) = peer else {
-        let row = |value, unit| Number::new(name, value, unit);
-        return [row(ours.frames, FRAMES), row(ours.megabytes, MEGABYTES)];
+/// Ours beside a peer, by its name, with what that one lost.
+pub fn rows(name: &str, ours: Carried, peer: Option<(&str, Carried)>) -> [Number; 2] {
+    let row = |value, unit| Number::new(name, value, unit);
+    let [frames, megabytes] = [row(ours.frames, FRAMES), row(ours.megabytes, MEGABYTES)];
+    let Some((who, peer)) = peer else {
+        return [frames, megabytes];
     };
-    let frames = frames_beside(name, ours, vde::PROGRAM, peer);
-    let who = frames.peer.clone().unwrap_or_default();
-    [frames, Number::new(name, ours.megabytes, MEGABYTES).beside(who, peer.megabytes)]
-}
-
-/// Ours beside a peer, with what that one lost.
-pub fn frames_beside(name: &str, ours: Carried, who: &str, peer: Carried) -> Number {
     let lost = peer.sent.saturating_sub(peer.received);
     let lost = 100.0 * lost as f64 / peer.sent.max(1) as f64;
-    Number::new(name, ours.frames, FRAMES).beside(format!("{who}, {lost:.1}% lost"), peer.frames)
+    let who = format!("{who}, {lost:.1}% lost");
+    [frames.beside(who.clone(), peer.frames), megabytes.beside(who, peer.megabytes)]
 }
 
 /// The fastest of some tries.
@@ -136,7 +135,7 @@ mod tests {
         let ours = Outcome { sent: 100, received: 100, seconds: 0.5 };
         let peer = Outcome { sent: 100, received: 50, seconds: 1.0 };
         let [ours, peer] = [ours, peer].map(|outcome| Carried::of(outcome, 986));
-        let [frames, megabytes] = rows("switch", ours, Some(peer));
+        let [frames, megabytes] = rows("switch", ours, Some((vde::PROGRAM, peer)));
         assert_eq!((frames.value, frames.peer_value, frames.ratio), (200.0, Some(50.0), Some(4.0)));
         assert_eq!((megabytes.value, megabytes.unit), (0.2, "MB/s"));
         assert_eq!(frames.peer.as_deref(), Some("vde_switch, 50.0% lost"));

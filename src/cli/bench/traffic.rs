@@ -8,7 +8,7 @@
 
 use super::boot::{self, NOT_BUILT};
 use super::peers;
-use super::switch::{Carried, frames_beside, rows};
+use super::switch::{Carried, rows};
 use super::vde::{self, Vde};
 use super::{Host, Number, TRIES};
 use crate::cli::record::NotRun;
@@ -131,14 +131,15 @@ pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Vec<NotRu
             _ => Err("it cuts frames to 1518 bytes, as between endpoints".into()),
         };
         let name = format!("{ROW}, {mtu}-byte frames");
-        numbers.extend(rows(&name, ours, peer.as_ref().ok().copied()));
+        numbers.extend(rows(&name, ours, peer.as_ref().ok().map(|&p| (vde::PROGRAM, p))));
         if let Err(reason) = peer {
             let name = format!("{} between guests, {mtu} bytes", vde::PROGRAM);
             not_run.push(NotRun { name, reason });
         }
         let folder = tempfile::tempdir().doing(Kind::Host, || "a temporary folder".into())?;
         let wire = race.run(Between::Wire(folder.path().join("wire"))).await?;
-        numbers.push(frames_beside(&name, ours, "a wire and no switch", wire));
+        let [frames, _] = rows(&name, ours, Some(("a wire and no switch", wire)));
+        numbers.push(frames);
     }
     Ok((numbers, not_run))
 }

@@ -2,6 +2,7 @@
 
 use super::http::{ApiError, Method};
 use super::session::{Service, Session};
+use super::url::query_value;
 use crate::error::{Error, Kind};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -136,6 +137,14 @@ impl Compute<'_> {
 
     pub async fn server(&self, id: &str) -> Result<Option<Server>, ApiError> {
         self.0.find(Service::Compute, &format!("/servers/{id}"), "server").await
+    }
+
+    /// Whether a server of this project with this name is in `status`. Costs a tenth of
+    /// [`server`](Self::server), for whose answer nova asks neutron for ports and groups each time.
+    pub async fn is_any(&self, name: &str, status: &str) -> Result<bool, ApiError> {
+        let path = format!("/servers?name={}&status={status}", query_value(name));
+        let found: Vec<Value> = self.0.get(Service::Compute, &path, "servers").await?;
+        Ok(!found.is_empty())
     }
 
     pub async fn hard_reboot(&self, id: &str) -> Result<(), ApiError> {

@@ -249,6 +249,10 @@ impl State {
                 Ok((200, json!({"hypervisors": all})))
             }
             ("POST", ["v2.1", "servers"]) => self.boot(asked.json()["server"].clone()),
+            ("GET", ["v2.1", "servers"]) => {
+                self.progress();
+                self.generic(asked, "servers", "server", &[])
+            }
             ("GET", ["v2.1", "servers", id]) => {
                 self.progress();
                 let mut server = self.thing("servers", id)?.clone();

@@ -21,7 +21,7 @@ pub async fn accepted(c: &Context) -> Result<Finding> {
     let user_data = base64(format!("#!/bin/sh\n# nonce {}\nexit 0\n", c.nonce).as_bytes());
     let id = Compute(member)
         .create_server(&NewServer {
-            name: &format!("proof-{}", c.run),
+            name: &name(c),
             image: known(&c.image, "the image")?,
             flavor: known(&c.flavor, "the flavor")?,
             key: &people::key_name(c)?,
@@ -37,11 +37,9 @@ pub async fn accepted(c: &Context) -> Result<Finding> {
 }
 
 pub async fn active(c: &Context) -> Result<Finding> {
-    let admin = c.admin()?;
-    let id = c.server()?;
     // The image is copied to the host first.
     let nominal = 40 + c.inputs.image.virtual_size / (100 << 20);
-    let server = until_active(c, admin, id, "the server to be active", nominal).await?;
+    let server = until_active(c, "BUILD", "the server to be active", nominal).await?;
     let (host, hosts) = (server.host.unwrap_or_default(), hosts(c));
     if !hosts.contains(&host.as_str()) {
         let hosts = hosts.join("` or `");
@@ -80,29 +78,32 @@ async fn keep_off_network_node(c: &Context, admin: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Waits for ACTIVE with no task in progress; ends at once at ERROR and at a port that failed.
-async fn until_active(
-    c: &Context,
-    admin: &Session,
-    id: &str,
-    what: &str,
-    nominal: u64,
-) -> Result<Server> {
+/// Waits for ACTIVE with no task in progress, which comes after `busy`; ends at once at ERROR and at
+/// a port that failed.
+async fn until_active(c: &Context, busy: &str, what: &str, nominal: u64) -> Result<Server> {
+    let (member, admin, id, name) = (c.member()?, c.admin()?, c.server()?, name(c));
+    let name = name.as_str();
     let mut round = 0;
-    c.until(what, nominal, 4, || {
+    c.until(what, nominal, 3, || {
         round += 1;
         // Not every time: neutron has the port to bind meanwhile.
-        let looks_at_port = round % 3 == 0;
+        let looks_at_port = round % 4 == 0;
         async move {
+            if looks_at_port && let Ok(Some(e)) = c.binding_failure().await {
+                return Poll::Failed(e);
+            }
+            // The cheap question first: the whole server is told once it is no longer busy.
+            match Compute(member).is_any(name, busy).await {
+                Ok(true) => return Poll::NotYet(busy.into()),
+                Ok(false) => {}
+                Err(e) => return unless_refused(e),
+            }
             let server = match Compute(admin).server(id).await {
                 Ok(Some(server)) => server,
                 Ok(None) => return Poll::Failed(wrong("the server is gone")),
                 Err(e) => return unless_refused(e),
             };
             if let Some(e) = server.failure() {
-                return Poll::Failed(e);
-            }
-            if looks_at_port && let Ok(Some(e)) = c.binding_failure().await {
                 return Poll::Failed(e);
             }
             match (&server.task, server.status.as_str()) {
@@ -114,6 +115,11 @@ async fn until_active(
         }
     })
     .await
+}
+
+/// Of the server.
+fn name(c: &Context) -> String {
+    format!("proof-{}", c.run)
 }
 
 pub async fn ports(c: &Context) -> Result<Finding> {
@@ -172,26 +178,33 @@ pub async fn console(c: &Context) -> Result<Finding> {
     let nominal = if c.inputs.image.is_large() { 180 } else { 60 };
     let latest = std::sync::Mutex::new(String::new());
     let (admin, id, kept) = (c.admin()?, c.server()?, &latest);
+    let mut round = 0;
     let up = c
-        .until("the instance's console to say that it is up", nominal, 5, || async move {
-            if let Ok(Some(server)) = Compute(admin).server(id).await
-                && let Some(e) = server.failure()
-            {
-                return Poll::Failed(e);
+        .until("the instance's console to say that it is up", nominal, 5, || {
+            round += 1;
+            // Not every time: it costs more than the console does.
+            let looks_at_server = round % 3 == 0;
+            async move {
+                if looks_at_server
+                    && let Ok(Some(server)) = Compute(admin).server(id).await
+                    && let Some(e) = server.failure()
+                {
+                    return Poll::Failed(e);
+                }
+                let text = match c.console_text().await {
+                    Ok(text) => text,
+                    Err(e) => return Poll::NotYet(e.to_string()),
+                };
+                *kept.lock().expect("console lock") = text.clone();
+                if let Some(e) = console::fatal(&text) {
+                    return Poll::Failed(e);
+                }
+                let missing = console::missing(style, &text, fixed, gateway);
+                if missing.is_empty() {
+                    return Poll::Ready(());
+                }
+                Poll::NotYet(format!("it does not yet show {}", missing.join(", ")))
             }
-            let text = match c.console_text().await {
-                Ok(text) => text,
-                Err(e) => return Poll::NotYet(e.to_string()),
-            };
-            *kept.lock().expect("console lock") = text.clone();
-            if let Some(e) = console::fatal(&text) {
-                return Poll::Failed(e);
-            }
-            let missing = console::missing(style, &text, fixed, gateway);
-            if missing.is_empty() {
-                return Poll::Ready(());
-            }
-            Poll::NotYet(format!("it does not yet show {}", missing.join(", ")))
         })
         .await;
     let text = latest.into_inner().expect("console lock");
@@ -215,7 +228,8 @@ pub async fn reboot(c: &Context) -> Result<Finding> {
     let before = &known(&c.guest, "the first login")?.answers;
     let asked = Instant::now();
     Compute(member).hard_reboot(id).await?;
-    let server = until_active(c, admin, id, "the server to be active after the reboot", 40).await?;
+    let server =
+        until_active(c, "HARD_REBOOT", "the server to be active after the reboot", 40).await?;
 
     let pinned = c.inputs.image.keeps_host_key;
     let nominal = if c.inputs.image.is_large() { 180 } else { 90 };

@@ -139,10 +139,13 @@ impl Compute<'_> {
         self.0.find(Service::Compute, &format!("/servers/{id}"), "server").await
     }
 
-    /// Whether a server of this project with this name is in `status`. Costs a tenth of
-    /// [`server`](Self::server), for whose answer nova asks neutron for ports and groups each time.
-    pub async fn is_any(&self, name: &str, status: &str) -> Result<bool, ApiError> {
-        let path = format!("/servers?name={}&status={status}", query_value(name));
+    /// Whether this project has a server of this name, in `status` where one is given. For waits:
+    /// [`server`](Self::server) makes nova ask neutron for ports and groups each time.
+    pub async fn is_listed(&self, name: &str, status: Option<&str>) -> Result<bool, ApiError> {
+        let mut path = format!("/servers?name={}", query_value(name));
+        if let Some(status) = status {
+            path += &format!("&status={status}");
+        }
         let found: Vec<Value> = self.0.get(Service::Compute, &path, "servers").await?;
         Ok(!found.is_empty())
     }

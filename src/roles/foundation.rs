@@ -8,6 +8,7 @@ use crate::engine::resources::{Account, Database, EnvFile, File, RabbitUser, Rea
 pub const PACKAGES: &[&str] = &[
     "mariadb-server",
     "python3-pymysql",
+    "python3-mysqldb",
     // Only recommended by SQLAlchemy, which is slower by a fifth without.
     "python3-sqlalchemy-ext",
     "rabbitmq-server",

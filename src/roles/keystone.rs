@@ -1,6 +1,6 @@
 //! Identity (S2.1, S4.4 to S4.6): Fernet tokens, one region, one process.
 
-use super::context::{Context, Follows, answers, keys, on, resources};
+use super::context::{Context, Driver, Follows, answers, keys, on, resources};
 use super::resources::{Bootstrap, Conf, Endpoint, Heads, Identity, Schema, Service, User};
 use super::{glance, neutron, nova, placement, uwsgi};
 use crate::engine::plan::Step;
@@ -16,7 +16,10 @@ pub fn steps(cx: Context) -> Vec<Step> {
     let secrets = cx.secrets;
     let conf = Conf::new(CONF, "keystone")
         .section("DEFAULT", keys!["log_dir" => "/var/log/keystone"])
-        .section("database", keys!["connection" => cx.database_url("keystone", "keystone")])
+        .section(
+            "database",
+            keys!["connection" => cx.local_database_url(Driver::Native, "keystone", "keystone")],
+        )
         .section("token", keys!["provider" => "fernet"])
         .section(
             "cache",

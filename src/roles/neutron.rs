@@ -1,12 +1,13 @@
 //! Networks (S3.1, S4.8): ML2 with Open vSwitch, VXLAN self-service networks and one flat provider
 //! network on br-ex.
 
-use super::context::{Context, Follows, answers, keys, on, resources};
+use super::context::{Context, Driver, Follows, answers, keys, on, resources};
 use super::resources::{Conf, Heads, Schema};
 use super::topology::{Host, Role};
 use super::{nova, uwsgi};
 use crate::engine::plan::Step;
 use crate::engine::resources::{OvsBridge, Ready, Unit};
+use crate::secret::Secret;
 
 pub const PACKAGES: &[&str] = &[
     "neutron-server",
@@ -81,7 +82,10 @@ fn conf(cx: Context, host: &Host) -> Conf {
             "agent_down_time" => "150",
         ],
     )
-    .section("database", keys!["connection" => cx.database_url("neutron", "neutron")])
+    .section(
+        "database",
+        keys!["connection" => cx.local_database_url(Driver::Green, "neutron", "neutron")],
+    )
     .section("keystone_authtoken", cx.authtoken("neutron"))
     .section("nova", cx.credentials("nova"))
 }
@@ -115,7 +119,7 @@ fn server(cx: Context) -> Vec<Step> {
             resources![
                 conf(cx, host),
                 ml2,
-                uwsgi::conf("neutron-api", "/usr/bin/neutron-api", uwsgi::Threads(1)),
+                api(cx),
             ],
         )
         .follows([on("base", host)]),
@@ -149,6 +153,15 @@ fn server(cx: Context) -> Vec<Step> {
                 .ready(answers(&cx.url(PORT))),
         ),
     ]
+}
+
+/// The API's server. It reads the file of the RPC server, whose green threads need another driver:
+/// so its own is given by the environment, which wins.
+fn api(cx: Context) -> Conf {
+    let url = cx.local_database_url(Driver::Native, "neutron", "neutron");
+    let env = Secret::new(format!("OS_DATABASE__CONNECTION={}", url.reveal()));
+    let conf = uwsgi::conf("neutron-api", "/usr/bin/neutron-api", uwsgi::Threads(1));
+    Conf { group: "neutron", mode: 0o640, ..conf }.section("uwsgi", keys!["env" => env])
 }
 
 /// The switch of a node and the agent that programs it.
@@ -236,4 +249,25 @@ fn routing(cx: Context, host: &Host) -> Vec<Step> {
             on("neutron/rpc", cx.controller()),
         ]),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::resource::{Resource, Verdict};
+    use crate::roles::{secrets::Secrets, topology};
+
+    #[test]
+    fn the_servers_environment_with_its_password_is_read_by_neutron_alone() {
+        let (topology, secrets) =
+            (topology::tests::two_nodes(), Secrets::generate().expect("random numbers"));
+        let conf = api(Context { topology: &topology, secrets: &secrets });
+        assert_eq!((conf.owner, conf.group, conf.mode), ("root", "neutron", 0o640));
+        assert!(!format!("{conf:?}").contains(secrets.database("neutron").reveal()));
+        let seen = "640 root neutron\n[uwsgi]\nenv = OS_DATABASE__CONNECTION=an-old-secret\n";
+        let Verdict::Differs(told) = conf.judge(seen) else { panic!("it has one key of many") };
+        assert!(told.contains(&"[uwsgi] name: absent -> neutron-api".to_owned()), "{told:?}");
+        assert!(told.contains(&"[uwsgi] env: differs".to_owned()), "{told:?}");
+        assert!(!told.concat().contains("secret"), "{told:?}");
+    }
 }

@@ -50,6 +50,10 @@ fn common(cx: Context, host: &Host) -> Conf {
                 "log_dir" => "/var/log/nova",
                 // An RPC that waits for a busy emulated machine is late, not lost.
                 "rpc_response_timeout" => "180",
+                // As neutron's agents do, and as late: three services' heartbeats every 10 s are
+                // most of what an idle conductor does.
+                "report_interval" => "30",
+                "service_down_time" => "150",
             ],
         )
         .section("keystone_authtoken", cx.authtoken("nova"))
@@ -149,6 +153,10 @@ fn on_compute(conf: Conf) -> Conf {
         keys![
             // Wiring a port takes long when everything is emulated.
             "vif_plugging_timeout" => "600",
+            // What happens to a port is told by neutron, and what happens to a server claims its
+            // resources: looking at all of it again each minute only keeps a small cloud busy.
+            "heal_instance_info_cache_interval" => "600",
+            "update_resources_interval" => "300",
             // A rebooted node brings back what ran on it.
             "resume_guests_state_on_host_boot" => "true",
         ],

@@ -1,6 +1,6 @@
 //! What the compute nodes have and what is taken of it.
 
-use super::context::{Context, Follows, answers, keys, on, resources};
+use super::context::{Context, Driver, Follows, answers, keys, on, resources};
 use super::resources::{Conf, Heads, Schema};
 use super::uwsgi;
 use crate::engine::plan::Step;
@@ -16,7 +16,7 @@ pub fn steps(cx: Context) -> Vec<Step> {
     let conf = Conf::new(CONF, "placement")
         .section(
             "placement_database",
-            keys!["connection" => cx.database_url("placement", "placement")],
+            keys!["connection" => cx.local_database_url(Driver::Native, "placement", "placement")],
         )
         .section("api", keys!["auth_strategy" => "keystone"])
         .section("keystone_authtoken", cx.authtoken("placement"))

@@ -143,6 +143,9 @@ impl State {
                 self.passwords.insert(name, body["password"].as_str().unwrap().to_owned());
                 self.create("users", "user", json!({"name": body["name"]}))
             }
+            ("DELETE", ["v3", "users", id]) if std::mem::take(&mut self.faults.user_stays_once) => {
+                no(403, &format!("user {id} is locked"))
+            }
             ("DELETE", ["v3", "users", id]) => {
                 self.grants.retain(|(_, u, _)| u != id);
                 self.remove("users", id)

@@ -91,6 +91,8 @@ pub struct Faults {
     pub miscounted: bool,
     /// The network cannot be deleted.
     pub network_stays: bool,
+    /// The first user to be deleted is not.
+    pub user_stays_once: bool,
     /// A port that nobody asked for appears in the member's project.
     pub stray_port: bool,
 }

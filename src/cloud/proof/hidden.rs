@@ -99,7 +99,7 @@ impl Watch {
 }
 
 /// Asks who has `target` and who has `control`, and pings both, all at once, `rounds` times, one
-/// round a second. An answer may take `timeout`.
+/// round [`EVERY`] so often. An answer may take `timeout`.
 ///
 /// Nothing is sent to the target through the router: a router forwards what is sent to it, and that
 /// would prove the opposite of nothing.

@@ -16,15 +16,19 @@ use std::time::Duration;
 #[derive(Default)]
 pub struct Ledger(Mutex<Vec<Made>>);
 
+#[derive(Clone)]
 struct Made {
     what: String,
     by: Session,
     thing: Thing,
 }
 
+#[derive(Clone)]
 enum Thing {
     /// Found and deleted at this path of its service.
     At(Service, String),
+    /// A server, by id and name.
+    Server { id: String, name: String },
     /// A router's interface on a subnet: has no path of its own.
     Interface { router: String, subnet: String },
     /// A project, which must be empty before it goes.
@@ -45,6 +49,9 @@ impl Ledger {
     pub fn add(&self, by: &Session, what: impl Into<String>, service: Service, path: String) {
         self.note(by, what, Thing::At(service, path));
     }
+    pub fn add_server(&self, by: &Session, id: &str, name: &str) {
+        self.note(by, "server", Thing::Server { id: id.into(), name: name.into() });
+    }
     pub fn add_interface(&self, by: &Session, router: &str, subnet: &str) {
         let thing = Thing::Interface { router: router.into(), subnet: subnet.into() };
         self.note(by, "router interface", thing);
@@ -62,17 +69,23 @@ impl Ledger {
     /// Deletes everything, services beside each other: what is in use by another's is waited for
     /// where it is refused. What fails is told and does not keep the rest from being tried.
     pub async fn clear(&self, patience: &Patience, death: &Death) -> Cleared {
-        let mut lanes: BTreeMap<Service, Vec<Made>> = BTreeMap::new();
-        for made in std::mem::take(&mut *self.lock()).into_iter().rev() {
-            lanes.entry(made.thing.service()).or_default().push(made);
+        let all = std::mem::take(&mut *self.lock());
+        clear_all(all, patience, death).await
+    }
+
+    /// The same for what ends with `name`. Where anything is left over, all of it stays for
+    /// [`clear`](Self::clear) to be tried again.
+    pub async fn clear_of(&self, name: &str, patience: &Patience, death: &Death) -> Cleared {
+        let some: Vec<Made> = {
+            let mut all = self.lock();
+            let parts = std::mem::take(&mut *all).into_iter().partition(|m| m.what.ends_with(name));
+            *all = parts.1;
+            parts.0
+        };
+        let cleared = clear_all(some.clone(), patience, death).await;
+        if !cleared.leftovers.is_empty() {
+            self.lock().extend(some);
         }
-        // The others were made by its users, who are asked to delete them.
-        let users = lanes.remove(&Service::Identity).unwrap_or_default();
-        let mut cleared = Cleared::default();
-        for lane in together(lanes.into_values().map(|l| clear(l, patience, death))).await {
-            cleared.extend(lane);
-        }
-        cleared.extend(clear(users, patience, death).await);
         cleared
     }
 
@@ -82,11 +95,26 @@ impl Ledger {
     }
 }
 
+async fn clear_all(all: Vec<Made>, patience: &Patience, death: &Death) -> Cleared {
+    let mut lanes: BTreeMap<Service, Vec<Made>> = BTreeMap::new();
+    for made in all.into_iter().rev() {
+        lanes.entry(made.thing.service()).or_default().push(made);
+    }
+    // The others were made by its users, who are asked to delete them.
+    let users = lanes.remove(&Service::Identity).unwrap_or_default();
+    let mut cleared = Cleared::default();
+    for lane in together(lanes.into_values().map(|l| clear(l, patience, death))).await {
+        cleared.extend(lane);
+    }
+    cleared.extend(clear(users, patience, death).await);
+    cleared
+}
+
 impl Thing {
     fn service(&self) -> Service {
         match self {
             Thing::At(service, _) => *service,
-            Thing::Disabled(_) => Service::Compute,
+            Thing::Server { .. } | Thing::Disabled(_) => Service::Compute,
             Thing::Interface { .. } => Service::Network,
             Thing::Project(_) => Service::Identity,
         }
@@ -107,14 +135,20 @@ async fn clear(lane: Vec<Made>, patience: &Patience, death: &Death) -> Cleared {
             Thing::Interface { router, subnet } => {
                 remove_interface(&by, &router, &subnet, patience, death).await
             }
-            Thing::At(service, path) => remove(&by, &what, service, &path, patience, death).await,
+            Thing::At(service, path) => {
+                remove(&by, &what, service, &path, None, patience, death).await
+            }
+            Thing::Server { id, name } => {
+                let path = format!("/servers/{id}");
+                remove(&by, &what, Service::Compute, &path, Some(&name), patience, death).await
+            }
             Thing::Disabled(id) => enable(&by, &what, &id, patience, death).await,
             Thing::Project(id) => {
                 for left in sweep(&by, &id, patience, death).await {
                     cleared.leftovers.push(format!("{left} in {what}"));
                 }
                 let path = format!("/projects/{id}");
-                remove(&by, &what, Service::Identity, &path, patience, death).await
+                remove(&by, &what, Service::Identity, &path, None, patience, death).await
             }
         };
         match result {
@@ -131,12 +165,14 @@ async fn clear(lane: Vec<Made>, patience: &Patience, death: &Death) -> Cleared {
 const NOMINAL: Duration = Duration::from_secs(60);
 const EVERY: Duration = Duration::from_secs(2);
 
-/// Deletes the thing at `path` and waits until it is seen gone.
+/// Deletes the thing at `path` and waits until it is seen gone. A server is not looked at while it is
+/// still listed under its name.
 async fn remove(
     by: &Session,
     what: &str,
     service: Service,
     path: &str,
+    server: Option<&str>,
     patience: &Patience,
     death: &Death,
 ) -> crate::error::Result<()> {
@@ -153,9 +189,17 @@ async fn remove(
                     Err(e) => return Poll::NotYet(e.to_string()),
                 }
             }
-            match by.find::<Value>(service, path, "").await {
-                Ok(None) => Poll::Ready(()),
-                Ok(Some(_)) => Poll::NotYet("still there".into()),
+            let is_there = async || -> Result<bool, ApiError> {
+                if let Some(name) = server
+                    && Compute(by).is_listed(name, None).await?
+                {
+                    return Ok(true);
+                }
+                Ok(by.find::<Value>(service, path, "").await?.is_some())
+            };
+            match is_there().await {
+                Ok(false) => Poll::Ready(()),
+                Ok(true) => Poll::NotYet("still there".into()),
                 Err(e) if is_final(&e) => Poll::Failed(e.into()),
                 Err(e) => Poll::NotYet(e.to_string()),
             }
@@ -256,7 +300,7 @@ async fn sweep(admin: &Session, project: &str, patience: &Patience, death: &Deat
             let expected = key == "security_groups" && text("name") == "default";
             let name = format!("{key} {} {}", text("id"), text("name"));
             let path = format!("{base}/{}", text("id"));
-            let removed = remove(admin, &name, service, &path, patience, death).await;
+            let removed = remove(admin, &name, service, &path, None, patience, death).await;
             match removed {
                 Ok(()) if expected => {}
                 Ok(()) => leftovers.push(format!("{} (deleted now)", name.trim())),

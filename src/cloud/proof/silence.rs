@@ -10,7 +10,7 @@ use std::time::Duration;
 /// How often everything is tried in one window.
 pub const ROUNDS: u32 = 10;
 /// Between the beginnings of two rounds: an answer may take longer, the next try need not wait for it.
-pub(super) const EVERY: Duration = Duration::from_secs(1);
+pub(super) const EVERY: Duration = Duration::from_millis(500);
 
 /// What answered in a window.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,8 +26,8 @@ pub struct Heard {
     pub why_unsent: Option<String>,
 }
 
-/// Pings `target` and knocks at its port 22, and pings `control`, all at once, `rounds` times, one
-/// round a second. What is silent is listened to for `timeout` after each.
+/// Pings `target` and knocks at its port 22, and pings `control`, all at once, `rounds` times,
+/// one round [`EVERY`] so often. What is silent is listened to for `timeout` after each.
 pub async fn listen(
     outside: &dyn Outside,
     target: Ipv4Addr,

@@ -108,6 +108,8 @@ pub const STORY: &[Step] = story! {
     // From outside.
     "S3.7 silence without ingress rules" after
         ["S4.11 console log", "S3.8 floating IP"] => reach::silence_without_rules;
+    "S4.5 stranger deleted and seen gone" after
+        ["S4.7 private image", "S4.11 console log", "S3.8 floating IP"] => end::stranger;
     "S3.7 silence in the router's namespace" after
         ["S4.11 console log", "S3.6 namespaces of router and DHCP"] => namespace::silence;
     "S3.7 ping answers once ICMP is let in" after

@@ -384,6 +384,15 @@ async fn a_thing_that_cannot_be_deleted_is_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stranger_that_stays_is_a_failure_and_is_deleted_at_the_end() {
+    let told = told(Faults { user_stays_once: true, ..Faults::default() }).await;
+    told.fails_at("S4.5 stranger deleted and seen gone", "is locked");
+    assert_eq!(told.outcome.count(Status::Fail), 1);
+    assert!(told.check(CLEANUP).evidence.contains("user stranger-"));
+    told.left_nothing();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_thing_that_nobody_asked_for_is_a_leftover() {
     let told = told(Faults { stray_port: true, ..Faults::default() }).await;
     told.fails_at(CLEANUP, "ports id-");

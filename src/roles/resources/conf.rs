@@ -147,13 +147,13 @@ impl Resource for Conf {
         }
         let have = Self::parse(text);
         let want = Self::parse(&self.render());
+        // Of a repeated key all is hidden where one value is.
         let shown = |section: &str, key: &str| {
-            self.sections
-                .iter()
-                .filter(|(n, _)| n == section)
-                .flat_map(|(_, keys)| keys)
-                .find(|(k, _)| k == key)
-                .map_or("", |(_, v)| v.shown())
+            let sections = self.sections.iter().filter(|(n, _)| n == section);
+            let values = sections.flat_map(|(_, keys)| keys).filter(|(k, _)| k == key);
+            let values: Vec<&Value> = values.map(|(_, v)| v).collect();
+            let secret = values.iter().find(|v| matches!(v, Value::Secret(_)));
+            secret.or(values.first()).map_or("", |v| v.shown())
         };
         for (at @ (section, key), values) in &want {
             let new = shown(section, key);

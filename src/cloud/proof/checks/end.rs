@@ -1,7 +1,8 @@
 //! Everything deleted.
 
-use super::{pass, wrong};
+use super::{pass, people, wrong};
 use crate::cloud::proof::context::Context;
+use crate::cloud::proof::ledger::Cleared;
 use crate::cloud::proof::story::Finding;
 use crate::error::Result;
 
@@ -10,7 +11,17 @@ pub async fn cleanup(c: &Context) -> Result<Finding> {
         // The last sight of it, for whoever has to explain a failure.
         let _ = c.read_console().await;
     }
-    let cleared = c.ledger.clear(&c.inputs.patience, &c.inputs.death).await;
+    judge(c.ledger.clear(&c.inputs.patience, &c.inputs.death).await)
+}
+
+/// The stranger is needed no more long before the end: deleted while silence is listened to, when
+/// nobody else has anything to do.
+pub async fn stranger(c: &Context) -> Result<Finding> {
+    let name = people::stranger_name(c);
+    judge(c.ledger.clear_of(&name, &c.inputs.patience, &c.inputs.death).await)
+}
+
+fn judge(cleared: Cleared) -> Result<Finding> {
     if !cleared.leftovers.is_empty() {
         let count = cleared.leftovers.len();
         return Err(wrong(format!("{count} things are left over")).evidence(cleared.leftovers));

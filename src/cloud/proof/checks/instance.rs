@@ -7,7 +7,7 @@ use crate::cloud::proof::console;
 use crate::cloud::proof::context::{Context, InstancePort, fill, known, unless_refused};
 use crate::cloud::proof::story::Finding;
 use crate::cloud::proof::vxlan::{self, Watch};
-use crate::cloud::session::{Service, Session};
+use crate::cloud::session::Session;
 use crate::error::Result;
 use crate::wait::Poll;
 use serde_json::json;
@@ -31,7 +31,7 @@ pub async fn accepted(c: &Context) -> Result<Finding> {
             metadata: json!({"nonce": c.nonce}),
         })
         .await?;
-    c.ledger.add(member, "server", Service::Compute, format!("/servers/{id}"));
+    c.ledger.add_server(member, &id, &name(c));
     fill(&c.server, id.clone())?;
     pass(format!("server {id}"))
 }
@@ -93,7 +93,7 @@ async fn until_active(c: &Context, busy: &str, what: &str, nominal: u64) -> Resu
                 return Poll::Failed(e);
             }
             // The cheap question first: the whole server is told once it is no longer busy.
-            match Compute(member).is_any(name, busy).await {
+            match Compute(member).is_listed(name, Some(busy)).await {
                 Ok(true) => return Poll::NotYet(busy.into()),
                 Ok(false) => {}
                 Err(e) => return unless_refused(e),

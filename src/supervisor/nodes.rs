@@ -253,6 +253,7 @@ async fn on(
 mod tests {
     use super::*;
     use crate::engine::resources::testing::root;
+    use crate::engine::transport::Shell as _;
     use crate::event::{Event, Events, Level};
     use crate::lab::switch::Switch;
     use crate::wait::Life;

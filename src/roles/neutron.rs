@@ -116,11 +116,7 @@ fn server(cx: Context) -> Vec<Step> {
         cx.step(
             "neutron/config",
             host,
-            resources![
-                conf(cx, host),
-                ml2,
-                api(cx),
-            ],
+            resources![conf(cx, host), ml2, api(cx)],
         )
         .follows([on("base", host)]),
         cx.step(

@@ -51,7 +51,7 @@ fn common(cx: Context, host: &Host) -> Conf {
                 // An RPC that waits for a busy emulated machine is late, not lost.
                 "rpc_response_timeout" => "180",
                 // As neutron's agents do, and as late: three services' heartbeats every 10 s are
-                // most of what an idle conductor does.
+                // a third of what an idle conductor does.
                 "report_interval" => "30",
                 "service_down_time" => "150",
             ],

@@ -76,12 +76,8 @@ impl Ledger {
     /// The same for what ends with `name`. Where anything is left over, all of it stays for
     /// [`clear`](Self::clear) to be tried again.
     pub async fn clear_of(&self, name: &str, patience: &Patience, death: &Death) -> Cleared {
-        let some: Vec<Made> = {
-            let mut all = self.lock();
-            let parts = std::mem::take(&mut *all).into_iter().partition(|m| m.what.ends_with(name));
-            *all = parts.1;
-            parts.0
-        };
+        let some: Vec<Made> =
+            self.lock().extract_if(.., |made| made.what.ends_with(name)).collect();
         let cleared = clear_all(some.clone(), patience, death).await;
         if !cleared.leftovers.is_empty() {
             self.lock().extend(some);

@@ -1,6 +1,6 @@
 //! Everything deleted.
 
-use super::{pass, people, wrong};
+use super::{pass, wrong};
 use crate::cloud::proof::context::Context;
 use crate::cloud::proof::ledger::Cleared;
 use crate::cloud::proof::story::Finding;
@@ -17,8 +17,9 @@ pub async fn cleanup(c: &Context) -> Result<Finding> {
 /// The stranger is needed no more long before the end: deleted while silence is listened to, when
 /// nobody else has anything to do.
 pub async fn stranger(c: &Context) -> Result<Finding> {
-    let name = people::stranger_name(c);
-    judge(c.ledger.clear_of(&name, &c.inputs.patience, &c.inputs.death).await)
+    // The project has the user's name.
+    let name = c.stranger()?.user();
+    judge(c.ledger.clear_of(name, &c.inputs.patience, &c.inputs.death).await)
 }
 
 fn judge(cleared: Cleared) -> Result<Finding> {

@@ -14,13 +14,11 @@ use crate::wait::Poll;
 use sha2::{Digest, Sha512};
 use std::path::{Path, PathBuf};
 
-const STRANGER: &str = "stranger";
-
 pub async fn projects(c: &Context) -> Result<Finding> {
     let admin = c.admin()?;
     // Both to their ends: what was made is noted also where the other failed.
     let (member, stranger) =
-        tokio::join!(newcomer(c, admin, "member"), newcomer(c, admin, STRANGER));
+        tokio::join!(newcomer(c, admin, "member"), newcomer(c, admin, "stranger"));
     let (member, stranger) = (member?, stranger?);
     let seen = format!(
         "`{}` and `{}` in a fresh project each; no role and no token at first, then role member",
@@ -30,11 +28,6 @@ pub async fn projects(c: &Context) -> Result<Finding> {
     fill(&c.member, member)?;
     fill(&c.stranger, stranger)?;
     pass(seen)
-}
-
-/// Of the stranger and of their project.
-pub fn stranger_name(c: &Context) -> String {
-    format!("{STRANGER}-{}", c.run)
 }
 
 /// A new user in a new project, who can do nothing there before having a role (S4.5).

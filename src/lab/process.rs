@@ -23,12 +23,42 @@ const REAPED_WITHIN: Duration = Duration::from_secs(10);
 /// A running child. Dropped, it is killed and reaped.
 #[derive(Debug)]
 pub struct Process {
+    // Dropped in this order: killed, then waited for.
+    child: Child,
+    exit: watch::Receiver<Option<ExitStatus>>,
+    _reaped: Reaped,
+}
+
+/// What can be killed. Dropped, it is.
+#[derive(Debug)]
+struct Child {
     pid: u32,
     /// Unlike the pid, never another process.
     pidfd: OwnedFd,
-    exit: watch::Receiver<Option<ExitStatus>>,
-    /// Closed by the child's thread as it ends.
-    reaped: std::sync::Mutex<mpsc::Receiver<()>>,
+}
+
+impl Child {
+    fn kill(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Closed by the child's thread as it ends. Dropped, it waits for that, for the moment that the
+/// kernel needs: when a lab is gone, its processes are.
+#[derive(Debug)]
+struct Reaped(std::sync::Mutex<mpsc::Receiver<()>>);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        let reaped = self.0.get_mut().unwrap_or_else(|e| e.into_inner());
+        let _ = reaped.recv_timeout(REAPED_WITHIN);
+    }
 }
 
 impl Process {
@@ -57,9 +87,12 @@ impl Process {
         // nothing is allocated (the error of a dead parent is nobody's to see).
         unsafe { command.pre_exec(with_us) };
 
+        // Given up at its `await`, this drops `start` first, and with it the child that was sent or
+        // is still to come; then `reaped` waits for its end.
+        let (reaping, reaped) = mpsc::channel::<()>();
+        let reaped = Reaped(std::sync::Mutex::new(reaped));
         let (started, start) = oneshot::channel();
         let (exited, exit) = watch::channel(None);
-        let (reaping, reaped) = mpsc::channel::<()>();
         let thread = std::thread::Builder::new().name("child".into()).stack_size(256 << 10);
         let spawned = thread.spawn(move || {
             let _reaping = reaping;
@@ -69,18 +102,13 @@ impl Process {
             };
             // The command holds copies of what it gave to the child (its log, say).
             drop(command);
-            let pid = Pid::from_child(&child);
-            let opened = pidfd_open(pid, PidfdFlags::empty());
-            let unwatched = match opened {
-                // Nobody took it: the caller was dropped meanwhile.
-                Ok(fd) => started.send(Ok((child.id(), fd))).is_err(),
+            match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+                // Where nobody takes it, it is dropped, and so killed.
+                Ok(pidfd) => drop(started.send(Ok(Child { pid: child.id(), pidfd }))),
                 Err(e) => {
+                    let _ = child.kill();
                     let _ = started.send(Err(e.into()));
-                    true
                 }
-            };
-            if unwatched {
-                let _ = child.kill();
             }
             // Fails only if the child was reaped by somebody else, which nothing here does.
             let status = child.wait().unwrap_or_else(|_| ExitStatus::from_raw(0));
@@ -88,17 +116,17 @@ impl Process {
         });
         spawned.map_err(failed.clone())?;
         let ended = std::io::Error::other("its thread ended");
-        let (pid, pidfd) = start.await.unwrap_or(Err(ended)).map_err(failed)?;
-        Ok(Process { pid, pidfd, exit, reaped: std::sync::Mutex::new(reaped) })
+        let child = start.await.unwrap_or(Err(ended)).map_err(failed)?;
+        Ok(Process { child, exit, _reaped: reaped })
     }
 
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.child.pid
     }
 
     /// Sends SIGKILL. Nothing happens if it has ended already.
     pub fn kill(&self) {
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        self.child.kill();
     }
 
     /// Resolves when it has ended and was reaped. Cancel-safe; callers may be many.
@@ -115,15 +143,6 @@ impl Process {
 
     pub fn has_ended(&self) -> bool {
         self.exit.borrow().is_some()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-        // Blocks for the moment that the kernel needs: when a lab is gone, its processes are.
-        let reaped = self.reaped.get_mut().unwrap_or_else(|e| e.into_inner());
-        let _ = reaped.recv_timeout(REAPED_WITHIN);
     }
 }
 
@@ -178,12 +197,11 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             drop(start);
-            // The pipe ends when nobody holds its other end: neither the child nor its thread.
-            let ended = tokio::task::spawn_blocking(move || {
-                std::io::Read::read_to_end(&mut held, &mut Vec::new())
-            });
-            let ended = tokio::time::timeout(Duration::from_secs(60), ended).await;
-            assert_eq!(ended.expect("left alive").unwrap().unwrap(), 0, "after {polls} polls");
+            // The pipe ends when nobody holds its other end, neither the child nor its thread: at
+            // once, or the read would block.
+            rustix::io::ioctl_fionbio(&held, true).unwrap();
+            let ended = std::io::Read::read(&mut held, &mut [0]);
+            assert_eq!(ended.expect("left alive"), 0, "after {polls} polls");
         }
     }
 

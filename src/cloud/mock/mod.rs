@@ -46,6 +46,8 @@ pub struct Faults {
     pub image_killed: bool,
     pub image_public: bool,
     pub image_corrupted: bool,
+    /// Once there is a stranger, nobody sees the image.
+    pub image_lost: bool,
     pub anyone_makes_flavors: bool,
     pub no_bootable_device: bool,
     pub never_up: bool,

@@ -73,11 +73,15 @@ impl Ledger {
         clear_all(all, patience, death).await
     }
 
-    /// The same for what ends with `name`. Where anything is left over, all of it stays for
+    /// The same for what `is_wanted`. Where anything is left over, all of it stays for
     /// [`clear`](Self::clear) to be tried again.
-    pub async fn clear_of(&self, name: &str, patience: &Patience, death: &Death) -> Cleared {
-        let some: Vec<Made> =
-            self.lock().extract_if(.., |made| made.what.ends_with(name)).collect();
+    pub async fn clear_of(
+        &self,
+        is_wanted: impl Fn(&str) -> bool,
+        patience: &Patience,
+        death: &Death,
+    ) -> Cleared {
+        let some: Vec<Made> = self.lock().extract_if(.., |made| is_wanted(&made.what)).collect();
         let cleared = clear_all(some.clone(), patience, death).await;
         if !cleared.leftovers.is_empty() {
             self.lock().extend(some);

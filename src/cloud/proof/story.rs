@@ -73,17 +73,17 @@ pub const STORY: &[Step] = story! {
 
     // The setting.
     "S3.1 provider network public" after ["S4.8 network agents alive"] => network::public;
-    "S4.5 projects and users" after ["S4.4 catalog"] => people::projects;
-    "S4.3 flavors are the administrator's" after ["S4.5 projects and users"] => people::flavor;
-    "S4.7 private image" after ["S4.5 projects and users"] => people::image;
-    "S3.3 key pair" after ["S4.5 projects and users"] => people::key_pair;
+    "S4.5 project and user" after ["S4.4 catalog"] => people::member;
+    "S4.3 flavors are the administrator's" after ["S4.5 project and user"] => people::flavor;
+    "S4.7 private image" after ["S4.5 project and user"] => people::image;
+    "S3.3 key pair" after ["S4.5 project and user"] => people::key_pair;
     "S3.2 network and subnet" after
-        ["S4.8 network agents alive", "S4.5 projects and users"] => network::internal;
+        ["S4.8 network agents alive", "S4.5 project and user"] => network::internal;
     "S3.4 router and interface accepted" after ["S3.2 network and subnet"] => network::router_made;
     "S3.4 gateway accepted" after
         ["S3.4 router and interface accepted", "S3.1 provider network public"] => network::gateway;
     "S4.9 security group without ingress" after
-        ["S4.5 projects and users"] => network::group;
+        ["S4.5 project and user"] => network::group;
 
     // The instance. It begins once its subnet has a router: before, metadata would come another
     // way, and that way would end while it boots.
@@ -108,8 +108,13 @@ pub const STORY: &[Step] = story! {
     // From outside.
     "S3.7 silence without ingress rules" after
         ["S4.11 console log", "S3.8 floating IP"] => reach::silence_without_rules;
+    // Another project's user, while there is nothing but to listen or to wait for the instance.
+    "S4.5 a stranger's project and user" after ["S4.5 project and user"]
+        sparing ["S4.11 console log", "S3.8 floating IP"] => people::stranger;
+    "S4.7 no stranger sees the image" after
+        ["S4.5 a stranger's project and user", "S4.7 private image"] => people::image_unseen;
     "S4.5 stranger deleted and seen gone" after
-        ["S4.7 private image", "S4.11 console log", "S3.8 floating IP"] => end::stranger;
+        ["S4.7 no stranger sees the image"] => end::stranger;
     "S3.7 silence in the router's namespace" after
         ["S4.11 console log", "S3.6 namespaces of router and DHCP"] => namespace::silence;
     "S3.7 ping answers once ICMP is let in" after
@@ -139,6 +144,10 @@ pub const STORY: &[Step] = story! {
             "S3.9 SSH login returns the nonce", "S3.6 fixed address silent outside",
             "S3.5 hard reboot",
         ] => reach::silence_without_floating_ip;
+    // What the instance was made of it needs no more, nor does the silence.
+    "S3.3 image, flavor and key pair deleted and seen gone" after
+        ["S4.7 private image", "S4.3 flavors are the administrator's", "S3.3 key pair"]
+        sparing ["S3.5 hard reboot", "S4.7 no stranger sees the image"] => end::ingredients;
 
     // Whatever happened.
     "S3 everything deleted and seen gone" => end::cleanup;

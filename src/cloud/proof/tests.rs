@@ -314,7 +314,9 @@ finds! {
     an_image_that_glance_rejects_is_found: image_killed = true =>
         "S4.7 private image", "glance made it killed";
     an_image_that_everybody_sees_is_found: image_public = true =>
-        "S4.7 private image", "another project sees";
+        "S4.7 no stranger sees the image", "another project sees";
+    an_image_that_its_owner_does_not_see_either_is_not_proven_private: image_lost = true =>
+        "S4.7 no stranger sees the image", "its owner does not see";
     an_image_changed_on_its_way_is_found: image_corrupted = true =>
         "S4.7 private image", "sha512 differs";
     a_server_without_a_host_is_told_in_novas_words: no_valid_host = true =>

@@ -14,12 +14,21 @@ pub async fn cleanup(c: &Context) -> Result<Finding> {
     judge(c.ledger.clear(&c.inputs.patience, &c.inputs.death).await)
 }
 
-/// The stranger is needed no more long before the end: deleted while silence is listened to, when
-/// nobody else has anything to do.
+/// The stranger is needed no more long before the end: deleted while the instance boots, when the
+/// controller has little to do.
 pub async fn stranger(c: &Context) -> Result<Finding> {
     // The project has the user's name.
     let name = c.stranger()?.user();
-    judge(c.ledger.clear_of(name, &c.inputs.patience, &c.inputs.death).await)
+    clear_of(c, |what| what.ends_with(name)).await
+}
+
+/// What the instance was made of. Deleted while silence is listened to.
+pub async fn ingredients(c: &Context) -> Result<Finding> {
+    clear_of(c, |what| ["image", "flavor", "key pair"].contains(&what)).await
+}
+
+async fn clear_of(c: &Context, is_wanted: impl Fn(&str) -> bool) -> Result<Finding> {
+    judge(c.ledger.clear_of(is_wanted, &c.inputs.patience, &c.inputs.death).await)
 }
 
 fn judge(cleared: Cleared) -> Result<Finding> {

@@ -14,24 +14,25 @@ use crate::wait::Poll;
 use sha2::{Digest, Sha512};
 use std::path::{Path, PathBuf};
 
-pub async fn projects(c: &Context) -> Result<Finding> {
-    let admin = c.admin()?;
-    // Both to their ends: what was made is noted also where the other failed.
-    let (member, stranger) =
-        tokio::join!(newcomer(c, admin, "member"), newcomer(c, admin, "stranger"));
-    let (member, stranger) = (member?, stranger?);
-    let seen = format!(
-        "`{}` and `{}` in a fresh project each; no role and no token at first, then role member",
-        member.user(),
-        stranger.user()
-    );
+pub async fn member(c: &Context) -> Result<Finding> {
+    let member = newcomer(c, "member").await?;
+    let seen = format!("`{}` {ROLES}", member.user());
     fill(&c.member, member)?;
+    pass(seen)
+}
+
+pub async fn stranger(c: &Context) -> Result<Finding> {
+    let stranger = newcomer(c, "stranger").await?;
+    let seen = format!("`{}` {ROLES}", stranger.user());
     fill(&c.stranger, stranger)?;
     pass(seen)
 }
 
+const ROLES: &str = "in a fresh project; no role and no token at first, then role member";
+
 /// A new user in a new project, who can do nothing there before having a role (S4.5).
-async fn newcomer(c: &Context, admin: &Session, who: &str) -> Result<Session> {
+async fn newcomer(c: &Context, who: &str) -> Result<Session> {
+    let admin = c.admin()?;
     let name = format!("{who}-{}", c.run);
     let identity = Identity(admin);
     let project = identity.create_project(&name, "made by stackproof for its proof").await?;
@@ -89,7 +90,7 @@ pub async fn flavor(c: &Context) -> Result<Finding> {
 pub async fn image(c: &Context) -> Result<Finding> {
     let member = c.member()?;
     let (file, disk) = (c.inputs.image.path.clone(), c.inputs.image.disk());
-    let name = format!("{}-{}", c.inputs.image.name, c.run);
+    let name = image_name(c);
     let (size, digest) = sha512(file.clone()).await?;
     let made = Images(member).create(&name, disk).await?;
     c.ledger.add(member, "image", Service::Image, format!("/images/{}", made.id));
@@ -124,13 +125,26 @@ pub async fn image(c: &Context) -> Result<Finding> {
     if (image.visibility.as_str(), image.min_disk) != ("private", disk) {
         return Err(wrong(format!("it should be private with min_disk {disk}: {image:?}")));
     }
+    let seen = format!("`{name}`: {size} bytes, {identical}, min_disk {disk}");
+    fill(&c.image, made.id)?;
+    pass(seen)
+}
+
+fn image_name(c: &Context) -> String {
+    format!("{}-{}", c.inputs.image.name, c.run)
+}
+
+pub async fn image_unseen(c: &Context) -> Result<Finding> {
+    let (id, name) = (known(&c.image, "the image")?, image_name(c));
+    // The owner's eyes are the control: nobody sees what is gone.
+    if Images(c.member()?).show(id).await?.is_none() {
+        return Err(wrong(format!("its owner does not see `{name}` either")));
+    }
     let stranger = Images(c.stranger()?);
     if stranger.show(id).await?.is_some() || !stranger.named(&name).await?.is_empty() {
         return Err(wrong("a user of another project sees the private image"));
     }
-    let seen = format!("`{name}`: {size} bytes, {identical}, min_disk {disk}; a stranger gets 404");
-    fill(&c.image, made.id)?;
-    pass(seen)
+    pass(format!("a stranger gets 404 for `{name}` and finds none of that name; its owner sees it"))
 }
 
 /// Size and digest of a file.

@@ -58,8 +58,15 @@ impl Sleeper {
     }
 
     /// Waits until every agent and every service that the cloud knows was heard again, and says how
-    /// many those are. Until then the schedulers take them for dead where they slept for long.
-    pub async fn heartbeats(&self, session: &Session, patience: &Patience) -> Result<usize> {
+    /// many those are; `silent` is told which were not, each time it was looked. Until then the
+    /// schedulers take them for dead where they slept for long.
+    pub async fn heartbeats(
+        &self,
+        session: &Session,
+        patience: &Patience,
+        silent: impl Fn(Vec<String>),
+    ) -> Result<usize> {
+        let tell = &silent;
         let listen = || async {
             let agents = match Net(session).agents().await {
                 Ok(agents) => agents,
@@ -81,7 +88,10 @@ impl Sleeper {
             match (agents.len() + services.len(), silent.as_slice()) {
                 (0, _) => Poll::NotYet("the cloud knows no agent".into()),
                 (all, []) => Poll::Ready(all),
-                (_, silent) => Poll::NotYet(format!("not heard: {}", silent.join(", "))),
+                (_, some) => {
+                    tell(some.to_vec());
+                    Poll::NotYet(format!("not heard: {}", some.join(", ")))
+                }
             }
         };
         patience.until("the heartbeats of all agents", HEARD, LISTEN, &self.death, listen).await

@@ -100,6 +100,7 @@ impl Client {
                 networks: Vec::new(),
                 forwards: Vec::new(),
                 cloud: false,
+                heartbeats: None,
             });
         }
         match self.ask(&Request::Status).await? {

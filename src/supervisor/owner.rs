@@ -10,7 +10,7 @@ use super::place::{Claim, Place, SOCKET};
 use super::protocol::{Answer, Phase, Request};
 use super::proxy::Proxy;
 use super::seam::{self, Writer};
-use super::status::Status;
+use super::status::{Heartbeats, Status};
 use super::{login, nodes, serve, socket};
 use crate::error::{Context, Error, Kind, Result};
 use crate::lab::admission::Reservation;
@@ -45,6 +45,8 @@ pub struct Running {
     /// For restoring another in its place.
     pub options: LabOptions,
     pub cloud: Option<Cloud>,
+    /// Of a restored cloud.
+    pub heartbeats: Option<watch::Receiver<Heartbeats>>,
     pub resync: Resync,
     /// The command that ssh reaches a node's port through; see [`login::write`].
     pub proxy_command: String,
@@ -87,6 +89,7 @@ struct Now {
     /// Node and network.
     cut: BTreeSet<(String, String)>,
     proxy: Option<(String, Option<Cloud>)>,
+    heartbeats: Option<watch::Receiver<Heartbeats>>,
 }
 
 /// One request for the loop.
@@ -170,6 +173,7 @@ impl Shared {
             networks: handles.map(|h| h.networks.clone()).unwrap_or_default(),
             forwards: self.forwards.status(),
             cloud: now.proxy.as_ref().is_some_and(|(_, cloud)| cloud.is_some()),
+            heartbeats: now.heartbeats.as_ref().map(|h| h.borrow().clone()),
         }
     }
 }
@@ -265,6 +269,7 @@ impl Owner {
         login::write(self.claim.place(), &running.lab, &running.proxy_command)?;
         let mut now = self.shared.now();
         now.proxy = Some((proxy.url.reveal().to_owned(), running.cloud.clone()));
+        now.heartbeats = running.heartbeats.clone();
         now.handles = Some(Arc::new(Handles::of(&running.lab, &self.patience.speed)));
         now.doing = None;
         drop(now);
@@ -383,15 +388,18 @@ impl Work<'_> {
         }
         let options = &self.running.options;
         let restored = seam::restore(from, options, self.patience, &self.shared.redactor).await;
-        let (lab, cloud, resync) = restored.map_err(|e| e.while_doing(doing))?;
+        let seam::Back { lab, cloud, heartbeats, resync } =
+            restored.map_err(|e| e.while_doing(doing))?;
         self.running.lab = lab;
         self.running.cloud = cloud;
+        self.running.heartbeats = heartbeats;
         self.running.resync = resync;
         login::write(claim.place(), &self.running.lab, &self.running.proxy_command)?;
         {
             let mut now = self.shared.now();
             now.frozen.clear();
             now.cut.clear();
+            now.heartbeats = self.running.heartbeats.clone();
             if let Some((_, cloud)) = &mut now.proxy {
                 *cloud = self.running.cloud.clone();
             }

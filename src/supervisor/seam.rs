@@ -3,6 +3,7 @@
 use super::cloud::Cloud;
 use super::fault::{Disturbance, Wire};
 use super::nodes::{self, Resync};
+use super::status::Heartbeats;
 use crate::error::{Context, Error, Kind, Result};
 use crate::lab::admission::{self, Room};
 use crate::lab::checkpoint::{After, Checkpoint, Notes};
@@ -18,6 +19,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 
 /// `into` does not exist yet and holds secrets, as `notes` do. The lab goes on.
 pub async fn checkpoint(
@@ -95,45 +97,71 @@ pub fn replaces(from: &Path, here: &Lab, options: &LabOptions) -> Result<()> {
     admission::check(saved.spec(), room, here.dir())
 }
 
-/// The running lab, and its cloud where it has one, which has answered; what is still done on the
-/// nodes beside that.
+/// What became of a checkpoint.
+pub struct Back {
+    pub lab: Lab,
+    /// Has answered, where the checkpoint has one.
+    pub cloud: Option<Cloud>,
+    pub heartbeats: Option<watch::Receiver<Heartbeats>>,
+    /// Still done on the nodes beside that.
+    pub resync: Resync,
+}
+
 pub async fn restore(
     from: &Path,
     options: &LabOptions,
     patience: &Patience,
     redactor: &Redactor,
-) -> Result<(Lab, Option<Cloud>, Resync)> {
+) -> Result<Back> {
     let restored = Lab::restore(from, options, patience, redactor).await?;
     hide_strings(&restored.notes.0["secrets"], redactor);
     let (lab, cloud) = (restored.lab, Cloud::of_notes(&restored.notes.0));
     let clocks = async { set_clocks(&lab, lab.step_clocks(patience).await, patience).await };
     let answer = async {
-        let Some(cloud) = &cloud else { return };
+        let cloud = cloud.as_ref()?;
         cloud.hide_in(redactor);
-        // The lab is there to look why, if it does not.
-        if let Err(e) = wakes(&lab, cloud, patience, redactor).await {
-            patience.events.warning(format!("the restored cloud does not answer: {e}"));
-        }
+        let woken = wakes(&lab, cloud, patience, redactor).await;
+        Some(woken.unwrap_or_else(|e| {
+            // The lab is there to look why.
+            let message = format!("the restored cloud does not answer: {e}");
+            patience.events.warning(message.as_str());
+            watch::channel(Heartbeats::Missed(redactor.clean(&message))).1
+        }))
     };
     // Who answers too early is asked again.
-    let (resync, ()) = tokio::join!(clocks, answer);
-    Ok((lab, cloud, resync))
+    let (resync, heartbeats) = tokio::join!(clocks, answer);
+    Ok(Back { lab, cloud, heartbeats, resync })
 }
 
 /// Waits for the first answer. The heartbeats take longer and are told when they are there.
-async fn wakes(lab: &Lab, cloud: &Cloud, patience: &Patience, redactor: &Redactor) -> Result<()> {
+async fn wakes(
+    lab: &Lab,
+    cloud: &Cloud,
+    patience: &Patience,
+    redactor: &Redactor,
+) -> Result<watch::Receiver<Heartbeats>> {
     let sleeper = cloud.asleep(lab)?;
     let session = sleeper.token(patience, redactor).await?;
     let (patience, redactor) = (patience.clone(), redactor.clone());
+    let (tell, told) = watch::channel(Heartbeats::Awaited(Vec::new()));
     tokio::spawn(async move {
-        let heard = sleeper.heartbeats(&session, &patience).await;
-        match heard {
-            Ok(all) => patience.events.info(format!("all {all} agents and services were heard")),
-            Err(_) if sleeper.death.cause().is_some() => {}
-            Err(e) => patience.events.warning(redactor.clean(&e.to_string())),
-        }
+        let silent = |names| drop(tell.send(Heartbeats::Awaited(names)));
+        let heard = sleeper.heartbeats(&session, &patience, silent).await;
+        let _ = tell.send(match heard {
+            Ok(all) => {
+                patience.events.info(format!("all {all} agents and services were heard"));
+                Heartbeats::Heard(all)
+            }
+            Err(e) => {
+                let message = redactor.clean(&e.to_string());
+                if sleeper.death.cause().is_none() {
+                    patience.events.warning(message.as_str());
+                }
+                Heartbeats::Missed(message)
+            }
+        });
     });
-    Ok(())
+    Ok(told)
 }
 
 /// Every text in it, whatever its shape: who made the notes knows what they mean, and all of it is

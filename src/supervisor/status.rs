@@ -28,6 +28,22 @@ pub struct Status {
     pub forwards: Vec<ForwardStatus>,
     /// Whether a cloud was provisioned on it, so that `lab rc` has something to write.
     pub cloud: bool,
+    /// Of a cloud that was restored.
+    #[serde(default)]
+    pub heartbeats: Option<Heartbeats>,
+}
+
+/// Whether the agents and services of a restored cloud were heard again. Until then its schedulers
+/// take those for dead that slept for long: no server finds a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Heartbeats {
+    /// These were not; none of them named before it was looked for the first time.
+    Awaited(Vec<String>),
+    /// All, so many.
+    Heard(usize),
+    /// Not within their time, or nobody could be asked.
+    Missed(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

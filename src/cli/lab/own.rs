@@ -158,8 +158,9 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
             owner.doing("restoring a checkpoint");
             let patience = work.patience();
             let restored = seam::restore(from, &options, &patience, &work.redactor);
-            let (lab, cloud, resync) = work.events.phase("restore", restored).await?;
-            return Ok(Running { lab, options, cloud, resync, proxy_command, room });
+            let back = work.events.phase("restore", restored).await?;
+            let seam::Back { lab, cloud, heartbeats, resync } = back;
+            return Ok(Running { lab, options, cloud, heartbeats, resync, proxy_command, room });
         }
     };
     let manifests = load_dir(&root.images())?;
@@ -195,7 +196,7 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         cloud = Some(declared.cloud());
     }
     let (lab, resync) = (cluster.into_lab(), Resync::default());
-    Ok(Running { lab, options, cloud, resync, proxy_command, room })
+    Ok(Running { lab, options, cloud, heartbeats: None, resync, proxy_command, room })
 }
 
 /// Room for the lab beside all others, held until its end.

@@ -8,7 +8,7 @@ use crate::cli::{print, write};
 use crate::error::Result;
 use crate::supervisor::place::Found;
 use crate::supervisor::protocol::Phase;
-use crate::supervisor::status::Status;
+use crate::supervisor::status::{Heartbeats, Status};
 use crate::supervisor::{Client, Place};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -115,12 +115,26 @@ pub fn text(status: &Status, place: &Place) -> String {
         let _ = writeln!(out, "ssh: ssh -F {} NODE", place.ssh_config().display());
         if status.cloud {
             let _ = writeln!(out, "cloud: `stackproof lab rc --name {}`", status.name);
+            if let Some(heartbeats) = &status.heartbeats {
+                let _ = writeln!(out, "heartbeats: {}", heard(heartbeats));
+            }
         }
     }
     if let Some(logs) = &status.logs {
         let _ = writeln!(out, "logs: {}", logs.display());
     }
     out
+}
+
+fn heard(heartbeats: &Heartbeats) -> String {
+    let meanwhile = "each comes within half a minute of the restore; until then no server may find a \
+                     host";
+    match heartbeats {
+        Heartbeats::Awaited(names) if names.is_empty() => format!("awaited; {meanwhile}"),
+        Heartbeats::Awaited(names) => format!("awaited of {}; {meanwhile}", names.join(", ")),
+        Heartbeats::Heard(all) => format!("of all {all} agents and services"),
+        Heartbeats::Missed(why) => format!("missed: {why}"),
+    }
 }
 
 #[cfg(test)]
@@ -171,6 +185,7 @@ mod tests {
                 connections: 3,
             }],
             cloud: true,
+            heartbeats: Some(Heartbeats::Awaited(vec!["nova-compute on openstack2".into()])),
         };
         let runs = std::path::Path::new("/r");
         let text = text(&status, &Place::new(runs, "warm").unwrap());
@@ -181,6 +196,7 @@ mod tests {
             "forward: 127.0.0.1:8080 to openstack1:80 (3 connections, in the background)\n",
             "ssh: ssh -F /r/labs/warm/ssh_config NODE\n",
             "stackproof lab rc --name warm",
+            "heartbeats: awaited of nova-compute on openstack2; each comes within half a minute",
         ] {
             assert!(text.contains(wanted), "no `{wanted}` in:\n{text}");
         }

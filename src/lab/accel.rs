@@ -174,12 +174,24 @@ fn kvm_device() -> std::io::Result<()> {
     std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop)
 }
 
-/// The module of Linux that brings KVM to a guest under `accel`, if one does: QEMU emulates AMD's SVM
-/// with its nested paging, and not Intel's VMX; KVM shows guests what this host's module allows.
-pub fn nested(accel: Accel) -> Option<&'static str> {
+/// What brings KVM to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nested {
+    /// A module of Linux.
+    pub module: &'static str,
+    /// Whether the processor that it drives is QEMU's own.
+    pub emulated: bool,
+}
+
+/// What brings KVM to a guest under `accel`, if anything does: QEMU emulates AMD's SVM with its nested
+/// paging, and not Intel's VMX; KVM shows guests what this host's module allows.
+pub fn nested(accel: Accel) -> Option<Nested> {
     match accel {
-        Accel::Tcg => Some("kvm_amd"),
-        Accel::Kvm => nested_kvm(Path::new("/sys/module")),
+        Accel::Tcg => Some(Nested { module: "kvm_amd", emulated: true }),
+        Accel::Kvm => {
+            let module = nested_kvm(Path::new("/sys/module"))?;
+            Some(Nested { module, emulated: false })
+        }
     }
 }
 
@@ -329,7 +341,7 @@ mod tests {
 
     #[test]
     fn kvm_in_a_guest_is_told_by_the_module_that_allows_it() {
-        assert_eq!(nested(Accel::Tcg), Some("kvm_amd"));
+        assert_eq!(nested(Accel::Tcg), Some(Nested { module: "kvm_amd", emulated: true }));
         let sys = tempfile::tempdir().unwrap();
         assert_eq!(nested_kvm(sys.path()), None);
         let intel = sys.path().join("kvm_intel/parameters");

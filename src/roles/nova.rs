@@ -178,13 +178,22 @@ fn instances(virtualization: &Virtualization) -> Keys {
     }
 }
 
+/// The node's processors that instances may run on; None where all. An emulated node uses SVM on one
+/// only: with two, QEMU's emulation of it now and then loses the interrupts of one for good, or the whole
+/// node (decision 12).
+fn processors(virtualization: &Virtualization) -> Option<&'static str> {
+    matches!(virtualization, Virtualization::Kvm { emulated: true, .. }).then_some("0")
+}
+
 fn compute(cx: Context, host: &Host) -> Vec<Step> {
-    let mut config = resources![
-        // Read after nova.conf, so the packaged `virt_type = kvm` would win there.
-        Conf { group: "root", mode: 0o644, ..Conf::new(COMPUTE_CONF, "nova") }
-            .section("DEFAULT", keys!["compute_driver" => "libvirt.LibvirtDriver"])
-            .section("libvirt", instances(&cx.topology.virtualization))
-    ];
+    // Read after nova.conf, so the packaged `virt_type = kvm` would win there.
+    let conf = Conf { group: "root", mode: 0o644, ..Conf::new(COMPUTE_CONF, "nova") }
+        .section("DEFAULT", keys!["compute_driver" => "libvirt.LibvirtDriver"])
+        .section("libvirt", instances(&cx.topology.virtualization));
+    let mut config = resources![match processors(&cx.topology.virtualization) {
+        Some(these) => conf.section("compute", keys!["cpu_shared_set" => these]),
+        None => conf,
+    }];
     if !host.has(Role::Controller) {
         config.insert(0, Box::new(on_compute(common(cx, host))));
     }
@@ -193,7 +202,7 @@ fn compute(cx: Context, host: &Host) -> Vec<Step> {
         Unit::new("libvirtd.socket"),
         Unit::new("libvirtd"),
     ];
-    if let Virtualization::Kvm { module } = &cx.topology.virtualization {
+    if let Virtualization::Kvm { module, .. } = &cx.topology.virtualization {
         // Before libvirt asks QEMU what it can.
         libvirt.insert(0, Box::new(KernelModule::new(module)));
     }
@@ -224,4 +233,24 @@ fn mapping(cx: Context) -> Step {
         resources![HostsMapped { hosts: hosts.iter().map(|h| h.name.clone()).collect() }],
     )
     .follows(hosts.iter().map(|h| on("nova/compute", h)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_share_one_processor_of_an_emulated_node_and_have_all_of_any_other() {
+        for (emulated, wanted) in [(true, true), (false, false)] {
+            let mut two = crate::roles::topology::tests::two_nodes();
+            two.virtualization = Virtualization::Kvm { module: "kvm_amd".into(), emulated };
+            let plan = crate::roles::plan(&two, &crate::roles::Secrets::symbolic()).unwrap();
+            let here = plan.steps.iter().filter(|s| s.node == "openstack2");
+            let inputs = here.flat_map(|s| &s.resources).flat_map(|r| r.apply("").inputs);
+            let inputs: Vec<u8> = inputs.flat_map(|(_, i)| i.bytes().to_vec()).collect();
+            let inputs = String::from_utf8_lossy(&inputs);
+            assert!(inputs.contains("host-passthrough"));
+            assert_eq!(inputs.contains("cpu_shared_set"), wanted, "{emulated}");
+        }
+    }
 }

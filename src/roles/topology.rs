@@ -60,8 +60,9 @@ impl Host {
 /// What runs the instances of a compute node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Virtualization {
-    /// KVM, which this module of the node's kernel brings.
-    Kvm { module: String },
+    /// KVM, which this module of the node's kernel brings; `emulated` where the node's processor, and
+    /// so what that module drives, is an emulator.
+    Kvm { module: String, emulated: bool },
     /// QEMU translates their code.
     Qemu,
 }
@@ -151,7 +152,7 @@ pub(crate) mod tests {
                 host("openstack1", &[Role::Controller, Role::Network], 11, true),
                 host("openstack2", &[Role::Compute], 12, true),
             ],
-            virtualization: Virtualization::Kvm { module: "kvm_amd".into() },
+            virtualization: Virtualization::Kvm { module: "kvm_amd".into(), emulated: true },
             ntp_upstream: Ipv4Addr::new(192, 168, 103, 1),
             ntp_allow: "192.168.0.0/16".into(),
             login: Login {

@@ -2,6 +2,7 @@
 
 use crate::cloud::proof::Subnets;
 use crate::error::{Error, Result};
+use crate::lab::accel::Nested;
 use crate::lab::spec::{LabSpec, NetworkSpec, NodeSpec, Subnet};
 use crate::roles::topology::{Host, Login, Role, Topology, Virtualization};
 use std::net::Ipv4Addr;
@@ -100,14 +101,14 @@ fn host(
     Ok(Host { name, roles, address, host_key, external_nic })
 }
 
-/// `login` is who the nodes were booted with, and its public keys; `nested` is the module that brings
-/// KVM to the nodes, where it can (see [`crate::lab::accel::nested`]); `host_key` gives the public
+/// `login` is who the nodes were booted with, and its public keys; `nested` is what brings KVM to
+/// the nodes, where it can (see [`crate::lab::accel::nested`]); `host_key` gives the public
 /// host key that a node was booted with.
 pub fn of(
     spec: &LabSpec,
     networks: &Networks,
     login: Login,
-    nested: Option<&str>,
+    nested: Option<Nested>,
     host_key: impl Fn(&str) -> String,
 ) -> Result<Topology> {
     let host = |node| host(node, networks, spec, &host_key);
@@ -119,7 +120,9 @@ pub fn of(
         region: "RegionOne".into(),
         hosts,
         virtualization: match nested {
-            Some(module) => Virtualization::Kvm { module: module.into() },
+            Some(Nested { module, emulated }) => {
+                Virtualization::Kvm { module: module.into(), emulated }
+            }
             None => Virtualization::Qemu,
         },
         ntp_upstream: management.outside.expect("has a leg"),

@@ -27,6 +27,9 @@ const fn sign(weight: u8, signs: &'static [&'static str], meaning: &'static str)
     Signature { signs, meaning, weight }
 }
 
+const STOOD_STILL: &str = "this node answers nobody any more: it stands still, or went away; its console \
+                           and `stackproof`'s log say when";
+
 const SIGNATURES: &[Signature] = &[
     // The image.
     sign(3, &["No bootable device"], "the image is no disk image: a text page was uploaded"),
@@ -60,6 +63,10 @@ const SIGNATURES: &[Signature] = &[
     sign(3, &["Cannot allocate memory"], "no memory is left on the host"),
     sign(3, &["Out of memory: Killed process"], "the node ran out of memory and killed a process"),
     sign(3, &["No space left on device"], "a disk is full"),
+    // The nodes themselves: what `stackproof` writes in the place of a text that a node did not give.
+    sign(3, &["(not read:", "stopped answering"], STOOD_STILL),
+    sign(3, &["(not read:", "the connection is lost"], STOOD_STILL),
+    sign(3, &["(not read: waited", "in vain"], STOOD_STILL),
     // The names of nodes.
     sign(3, &["Possible rename detected"], "the node was renamed: nova-compute refuses to start"),
     // Wiring.
@@ -206,6 +213,9 @@ mod tests {
             ("neutron-l3-agent on openstack1 is XXX", "heartbeat"),
             ("failed 20/20: up 75.23. request failed", "metadata"),
             ("udhcpc: no lease, failing", "DHCP"),
+            ("(not read: opening an SSH session: the server stopped answering: x)", "stands still"),
+            ("(not read: waited 66 s for nova.log of openstack2, in vain)", "stands still"),
+            ("(not read: running a command over SSH: the connection is lost)", "stands still"),
             ("last seen: 172.24.4.105 is Incomplete, 172.24.4.101 is Incomplete", "br-ex"),
             ("Fatal glibc error: CPU does not support x86-64-v2", "CPU model"),
             ("AMQPLAIN login refused: (403) ACCESS_REFUSED - Login was", "RabbitMQ"),

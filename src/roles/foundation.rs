@@ -54,7 +54,10 @@ fn database(cx: Context, host: &Host) -> Step {
         "[mysqld]\nbind-address = {}\ndefault-storage-engine = innodb\ninnodb_file_per_table = on\n\
          max_connections = 4096\ncollation-server = utf8_general_ci\ncharacter-set-server = utf8\n\
          # No DNS here: a lookup per connection would only wait for its time-out.\n\
-         skip-name-resolve\n",
+         skip-name-resolve\n\
+         # Since MariaDB 11.6 a row that changed since it was read is an error (1020) that no service\n\
+         # of OpenStack expects: a server's deletion ended there. `loose`: older ones lack it.\n\
+         loose_innodb_snapshot_isolation = OFF\n",
         host.address
     );
     let mut resources = resources![

@@ -404,7 +404,9 @@ impl Cluster {
     }
 
     /// Ends the machines.
-    pub async fn down(self) -> Result<()> {
+    pub async fn down(mut self) -> Result<()> {
+        // What waits for the nodes is over, and not in vain.
+        self.resync.stop().await;
         self.lab.stop().await
     }
 }

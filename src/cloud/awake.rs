@@ -58,15 +58,14 @@ impl Sleeper {
     }
 
     /// Waits until every agent and every service that the cloud knows was heard again, and says how
-    /// many those are; `silent` is told which were not, each time it was looked. Until then the
+    /// many those are; `tell` hears which were not, each time it was looked. Until then the
     /// schedulers take them for dead where they slept for long.
     pub async fn heartbeats(
         &self,
         session: &Session,
         patience: &Patience,
-        silent: impl Fn(Vec<String>),
+        tell: impl Fn(&[String]),
     ) -> Result<usize> {
-        let tell = &silent;
         let listen = || async {
             let agents = match Net(session).agents().await {
                 Ok(agents) => agents,
@@ -88,9 +87,9 @@ impl Sleeper {
             match (agents.len() + services.len(), silent.as_slice()) {
                 (0, _) => Poll::NotYet("the cloud knows no agent".into()),
                 (all, []) => Poll::Ready(all),
-                (_, some) => {
-                    tell(some.to_vec());
-                    Poll::NotYet(format!("not heard: {}", some.join(", ")))
+                (_, silent) => {
+                    tell(silent);
+                    Poll::NotYet(format!("not heard: {}", silent.join(", ")))
                 }
             }
         };

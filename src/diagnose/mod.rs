@@ -11,6 +11,9 @@ pub use signatures::{Cause, causes};
 use crate::event::{Check, Status};
 use std::fmt;
 
+/// Begins the line that stands for a text which a node did not give; the error follows.
+pub const NOT_READ: &str = "(not read: ";
+
 /// A text that was gathered: a console, a journal, a service's log.
 #[derive(Clone, Debug)]
 pub struct Text {

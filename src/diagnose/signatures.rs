@@ -1,6 +1,6 @@
 //! Lines that are known to explain failures, and what each means.
 
-use super::Text;
+use super::{NOT_READ, Text};
 
 /// A known line, found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,10 +63,14 @@ const SIGNATURES: &[Signature] = &[
     sign(3, &["Cannot allocate memory"], "no memory is left on the host"),
     sign(3, &["Out of memory: Killed process"], "the node ran out of memory and killed a process"),
     sign(3, &["No space left on device"], "a disk is full"),
-    // The nodes themselves: what `stackproof` writes in the place of a text that a node did not give.
-    sign(3, &["(not read:", "stopped answering"], STOOD_STILL),
-    sign(3, &["(not read:", "the connection is lost"], STOOD_STILL),
-    sign(3, &["(not read: waited", "in vain"], STOOD_STILL),
+    // The nodes themselves.
+    sign(3, &[NOT_READ, "stopped answering"], STOOD_STILL),
+    sign(3, &[NOT_READ, "the connection is lost"], STOOD_STILL),
+    sign(
+        2,
+        &[NOT_READ, "waited ", "in vain"],
+        "what was asked on this node got no answer in time: the service asked, or all of it, stands still",
+    ),
     // The names of nodes.
     sign(3, &["Possible rename detected"], "the node was renamed: nova-compute refuses to start"),
     // Wiring.

@@ -131,19 +131,24 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_compute_node_gets_no_database_password() {
-        let secrets = Secrets::generate().unwrap();
-        let plan = plan(&topology::tests::two_nodes(), &secrets).unwrap();
-        let inputs: Vec<u8> = plan
+    /// All that the plan's resources would write on a node.
+    pub(super) fn inputs(plan: &Plan, node: &str) -> String {
+        let bytes: Vec<u8> = plan
             .steps
             .iter()
-            .filter(|s| s.node == "openstack2")
+            .filter(|s| s.node == node)
             .flat_map(|s| &s.resources)
             .flat_map(|r| r.apply("").inputs)
             .flat_map(|(_, input)| input.bytes().to_vec())
             .collect();
-        let text = String::from_utf8_lossy(&inputs);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    #[test]
+    fn a_compute_node_gets_no_database_password() {
+        let secrets = Secrets::generate().unwrap();
+        let plan = plan(&topology::tests::two_nodes(), &secrets).unwrap();
+        let text = inputs(&plan, "openstack2");
         // A live control: what it does need is there.
         assert!(text.contains(secrets.user("nova").reveal()));
         for service in ["nova", "neutron", "keystone", "glance", "placement"] {

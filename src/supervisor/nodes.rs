@@ -187,8 +187,11 @@ pub fn resync(nodes: &[Node], patience: &Patience) -> Resync {
     for node in nodes {
         let (node, patience) = (node.clone(), patience.clone());
         all.spawn(async move {
-            // What it is for works without it.
-            let _ = node.shell.script(format!("{{ {}\n}}\n", pace(SCHEDULER))).await;
+            let slow = node.shell.script(format!("{{ {}\n}}\n", pace(SCHEDULER)));
+            let what = format!("{} to switch seldom", node.name);
+            // What it is for works without it: nobody is told.
+            let quiet = Patience::new(patience.speed.clone(), Events::silent());
+            let _ = quiet.within(&what, SETTING, &node.death, slow).await;
             let what = format!("{} to follow its time server", node.name);
             let ask = || async {
                 match node.shell.script(format!("{{ {RESYNC}\n}}\n")).await {

@@ -45,7 +45,7 @@ pub struct Running {
     /// For restoring another in its place.
     pub options: LabOptions,
     pub cloud: Option<Cloud>,
-    /// Of a restored cloud.
+    /// Of a restored cloud; taken by who tells the lab's status.
     pub heartbeats: Option<watch::Receiver<Heartbeats>>,
     pub resync: Resync,
     /// The command that ssh reaches a node's port through; see [`login::write`].
@@ -230,7 +230,7 @@ impl Owner {
         mut running: Running,
         up: impl AsyncFnOnce(Status) -> bool,
     ) -> Result<Ended> {
-        let proxy = self.open(&running).await?;
+        let proxy = self.open(&mut running).await?;
         self.claim.up()?;
         let heard = tokio::select! {
             heard = up(self.shared.status()) => heard,
@@ -258,18 +258,20 @@ impl Owner {
                 Ended::Died(why)
             }
         };
+        // What waits for the nodes is over, and not in vain.
+        running.resync.stop().await;
         running.lab.stop().await?;
         Ok(stopped)
     }
 
-    async fn open(&mut self, running: &Running) -> Result<Proxy> {
+    async fn open(&mut self, running: &mut Running) -> Result<Proxy> {
         let proxy = Proxy::start(self.shared.way()).await?;
         self.shared.redactor.add(&proxy.url);
         self.shared.redactor.add(&proxy.password);
         login::write(self.claim.place(), &running.lab, &running.proxy_command)?;
         let mut now = self.shared.now();
         now.proxy = Some((proxy.url.reveal().to_owned(), running.cloud.clone()));
-        now.heartbeats = running.heartbeats.clone();
+        now.heartbeats = running.heartbeats.take();
         now.handles = Some(Arc::new(Handles::of(&running.lab, &self.patience.speed)));
         now.doing = None;
         drop(now);
@@ -382,6 +384,7 @@ impl Work<'_> {
             now.handles = None;
             now.doing = Some(doing.clone());
         }
+        self.running.resync.stop().await;
         // Two of them would need twice the memory: the old machines go first.
         for node in self.running.lab.nodes() {
             node.vm.kill().await;
@@ -392,14 +395,13 @@ impl Work<'_> {
             restored.map_err(|e| e.while_doing(doing))?;
         self.running.lab = lab;
         self.running.cloud = cloud;
-        self.running.heartbeats = heartbeats;
         self.running.resync = resync;
         login::write(claim.place(), &self.running.lab, &self.running.proxy_command)?;
         {
             let mut now = self.shared.now();
             now.frozen.clear();
             now.cut.clear();
-            now.heartbeats = self.running.heartbeats.clone();
+            now.heartbeats = heartbeats;
             if let Some((_, cloud)) = &mut now.proxy {
                 *cloud = self.running.cloud.clone();
             }

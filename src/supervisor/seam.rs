@@ -107,6 +107,7 @@ pub struct Back {
     pub resync: Resync,
 }
 
+/// The lab runs, and its cloud has been asked; the heartbeats come later.
 pub async fn restore(
     from: &Path,
     options: &LabOptions,
@@ -145,7 +146,7 @@ async fn wakes(
     let (patience, redactor) = (patience.clone(), redactor.clone());
     let (tell, told) = watch::channel(Heartbeats::Awaited(Vec::new()));
     tokio::spawn(async move {
-        let silent = |names| drop(tell.send(Heartbeats::Awaited(names)));
+        let silent = |names: &[String]| drop(tell.send(Heartbeats::Awaited(names.to_vec())));
         let heard = sleeper.heartbeats(&session, &patience, silent).await;
         let _ = tell.send(match heard {
             Ok(all) => {

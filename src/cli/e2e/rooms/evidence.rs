@@ -1,6 +1,6 @@
 //! What is read on the nodes after a failure, and where it is kept.
 
-use crate::diagnose::{Role, Text, collect_plan};
+use crate::diagnose::{NOT_READ, Role, Text, collect_plan};
 use crate::engine::inventory::Node;
 use crate::error::{Context, Kind, Result};
 use crate::lab::spec::LabSpec;
@@ -53,7 +53,7 @@ async fn of_node(
             // What cannot be read is itself worth a line.
             let content = match patience.within(&what, PER_COMMAND, &node.death, run).await {
                 Ok(out) => String::from_utf8_lossy(&out.stdout).into_owned(),
-                Err(e) => format!("(not read: {e})\n"),
+                Err(e) => format!("{NOT_READ}{e})\n"),
             };
             let name = format!("{}/{file}", node.name);
             texts.push(Text { name, content: redactor.clean(&content) });

@@ -13,22 +13,25 @@ use crate::secret::Secret;
 use crate::wait::Poll;
 use sha2::{Digest, Sha512};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 pub async fn member(c: &Context) -> Result<Finding> {
-    let member = newcomer(c, "member").await?;
-    let seen = format!("`{}` {ROLES}", member.user());
-    fill(&c.member, member)?;
-    pass(seen)
+    arrives(c, "member", &c.member).await
 }
 
 pub async fn stranger(c: &Context) -> Result<Finding> {
-    let stranger = newcomer(c, "stranger").await?;
-    let seen = format!("`{}` {ROLES}", stranger.user());
-    fill(&c.stranger, stranger)?;
-    pass(seen)
+    arrives(c, "stranger", &c.stranger).await
 }
 
-const ROLES: &str = "in a fresh project; no role and no token at first, then role member";
+async fn arrives(c: &Context, who: &str, place: &OnceLock<Session>) -> Result<Finding> {
+    let session = newcomer(c, who).await?;
+    let seen = format!(
+        "`{}` in a fresh project; no role and no token at first, then role member",
+        session.user()
+    );
+    fill(place, session)?;
+    pass(seen)
+}
 
 /// A new user in a new project, who can do nothing there before having a role (S4.5).
 async fn newcomer(c: &Context, who: &str) -> Result<Session> {

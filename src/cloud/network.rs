@@ -84,6 +84,11 @@ pub struct Port {
 }
 
 impl Port {
+    /// Whether it was tried to bind it to a host.
+    pub fn is_bound(&self) -> bool {
+        self.vif.as_deref().is_some_and(|vif| vif != "unbound")
+    }
+
     /// Such a port never carries traffic.
     pub fn failed_to_bind(&self) -> bool {
         self.vif.as_deref() == Some("binding_failed")

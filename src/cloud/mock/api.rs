@@ -301,14 +301,17 @@ impl State {
             .iter()
             .find(|n| n["id"] == network)
             .map(|n| n["project_id"].clone());
-        self.port(json!({
-            "device_id": id, "device_owner": "compute:nova", "network_id": network,
-            "mac_address": INSTANCE_MAC, "security_groups": [group],
-            "fixed_ips": [{"subnet_id": "s", "ip_address": FIXED}],
-            "status": if failed { "DOWN" } else { "ACTIVE" },
-            "binding:vif_type": if failed { "binding_failed" } else { "ovs" },
-            "binding:host_id": host, "project_id": project,
-        }));
+        // A host makes it.
+        if !self.faults.no_valid_host {
+            self.port(json!({
+                "device_id": id, "device_owner": "compute:nova", "network_id": network,
+                "mac_address": INSTANCE_MAC, "security_groups": [group],
+                "fixed_ips": [{"subnet_id": "s", "ip_address": FIXED}],
+                "status": if failed { "DOWN" } else { "ACTIVE" },
+                "binding:vif_type": if failed { "binding_failed" } else { "ovs" },
+                "binding:host_id": host, "project_id": project,
+            }));
+        }
         let mut server = asked;
         server["id"] = id.clone().into();
         server["status"] = "BUILD".into();

@@ -8,7 +8,7 @@ use super::login::{HostKey, KeyPair};
 use super::vxlan::Watch;
 use crate::cloud::compute::Compute;
 use crate::cloud::http::{ApiError, Http};
-use crate::cloud::network::{Net, Network};
+use crate::cloud::network::Network;
 use crate::cloud::session::{Credentials, Session};
 use crate::error::{Context as _, Error, Kind, Result};
 use crate::event::Events;
@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
+use tokio::sync::SetOnce;
 
 /// How many lines of an instance's console are read at a time.
 const CONSOLE_LINES: u32 = 600;
@@ -179,6 +180,39 @@ impl Context {
         quiet.within(what, Duration::from_secs(nominal), &self.inputs.death, work).await
     }
 
+    /// Like [`until`](Self::until) for what the services are asked, where something that costs them
+    /// nothing will tell that it is time: before `sign` they are asked [`seldom`](Self::seldom).
+    pub(super) async fn until_after<T, F>(
+        &self,
+        sign: &SetOnce<()>,
+        what: &str,
+        nominal: u64,
+        every: u64,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Poll<T>>,
+    {
+        let seldom = self.seldom();
+        self.until(what, nominal, every, || {
+            let attempt = attempt();
+            async move {
+                // Which of both came makes no difference.
+                let _ = tokio::time::timeout(seldom, sign.wait()).await;
+                attempt.await
+            }
+        })
+        .await
+    }
+
+    /// How long services are left in peace between questions that have most likely the same answer:
+    /// one of them takes an emulated controller more than a second, for which what is waited for
+    /// waits.
+    pub(super) fn seldom(&self) -> Duration {
+        let scaled = self.inputs.patience.speed.scale(Duration::from_secs(1));
+        scaled.clamp(Duration::from_secs(1), Duration::from_secs(10))
+    }
+
     /// How long one echo or one TCP attempt may take: emulated guests answer in tenths of seconds.
     pub(super) fn echo_timeout(&self) -> Duration {
         let scaled = self.inputs.patience.speed.scale(Duration::from_millis(300));
@@ -205,23 +239,6 @@ impl Context {
     /// A poisoned lock is passed over: whole texts are put in.
     fn logs(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         self.logs.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Ends the wait for an instance whose port can never carry traffic.
-    pub(super) async fn binding_failure(&self) -> Result<Option<Error>> {
-        let ports = Net(self.admin()?).ports("device_id", self.server()?).await?;
-        let failed = ports.iter().find(|p| p.failed_to_bind());
-        Ok(failed.map(|p| {
-            Error::new(
-                Kind::Proof,
-                format!(
-                    "port {} failed to bind on host `{}`",
-                    p.id,
-                    p.host.as_deref().unwrap_or("?")
-                ),
-            )
-            .hint("the L2 agent of that host is dead, or registered under another hostname")
-        }))
     }
 
     /// The reason why waiting for the instance is in vain, if there is one: nova gave it up, or

@@ -94,15 +94,16 @@ pub const STORY: &[Step] = story! {
     ] => instance::accepted;
     "S3.4 router answers outside" after ["S3.4 gateway accepted"] => network::router;
     "S3.8 floating IP allocated" after ["S3.4 gateway accepted"] => reach::floating_ip_allocated;
+    "S4.8 instance's port active" after ["S3.3 server accepted"] => instance::port_active;
     "S3.3 server active on its host" after
-        ["S3.3 server accepted"] => instance::active;
+        ["S4.8 instance's port active"] => instance::active;
     "S4.8 ports bound and active" after ["S3.3 server active on its host"] => instance::ports;
     "S3.6 namespaces of router and DHCP" after
         ["S4.8 ports bound and active", "S3.4 router answers outside"]
         => namespace::router_and_dhcp;
     "S4.11 console log" after ["S4.8 ports bound and active"] => instance::console;
     "S3.8 floating IP" after [
-        "S3.8 floating IP allocated", "S4.8 ports bound and active", "S3.4 router answers outside",
+        "S3.8 floating IP allocated", "S4.8 instance's port active", "S3.4 router answers outside",
     ] => reach::floating_ip;
 
     // From outside.
@@ -133,7 +134,8 @@ pub const STORY: &[Step] = story! {
         ["S3.7 ping answers once ICMP is let in"] => reach::vxlan;
     "S3.6 fixed address silent outside" after
         ["S3.7 ping answers once ICMP is let in"] => reach::fixed_silent;
-    "S4.12 address availability" after ["S3.8 floating IP"] => network::availability;
+    "S4.12 address availability" after ["S3.8 floating IP"]
+        sparing ["S4.11 console log"] => network::availability;
     "S3.5 hard reboot" after ["S3.9 SSH login returns the nonce"]
         sparing [
             "S3.9 ping and SSH from the router's namespace", "S3.6 fixed address silent outside",

@@ -320,11 +320,11 @@ finds! {
     an_image_changed_on_its_way_is_found: image_corrupted = true =>
         "S4.7 private image", "sha512 differs";
     a_server_without_a_host_is_told_in_novas_words: no_valid_host = true =>
-        "S3.3 server active on its host", "No valid host was found";
+        "S4.8 instance's port active", "No valid host was found";
     a_server_on_the_wrong_host_is_found: wrong_host = true =>
         "S3.3 server active on its host", "runs on `openstack1` instead of `openstack2`";
     a_port_that_cannot_bind_ends_the_wait: binding_failed = true =>
-        "S3.3 server active on its host", "failed to bind on host `openstack2`";
+        "S4.8 instance's port active", "failed to bind on host `openstack2`";
     an_image_that_does_not_boot_ends_the_wait: no_bootable_device = true =>
         "S4.11 console log", "the image is no disk image";
     a_guest_that_never_comes_up_is_found: never_up = true =>

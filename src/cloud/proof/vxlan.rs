@@ -5,7 +5,7 @@ use bytes::Bytes;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::mpsc;
+use tokio::sync::{SetOnce, mpsc};
 
 const UDP_PORT: u16 = 4789;
 
@@ -68,6 +68,8 @@ pub struct Watch {
 struct Counts {
     to_instance: AtomicU64,
     from_instance: AtomicU64,
+    /// Set by the first frame from the instance.
+    speaks: SetOnce<()>,
 }
 
 impl Watch {
@@ -91,11 +93,18 @@ impl Watch {
                     counting.to_instance.fetch_add(1, Ordering::Relaxed);
                 } else if (seen.from, seen.to, seen.inner_from) == (compute, network, instance) {
                     counting.from_instance.fetch_add(1, Ordering::Relaxed);
+                    // Once.
+                    let _ = counting.speaks.set(());
                 }
             }
             false
         }));
         Watch { counts, _tap: tap }
+    }
+
+    /// Set once a frame came from the instance.
+    pub fn speaks(&self) -> &SetOnce<()> {
+        &self.counts.speaks
     }
 
     /// Frames to the instance, and from it.

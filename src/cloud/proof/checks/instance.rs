@@ -2,15 +2,16 @@
 
 use super::{pass, people, reach, wrong};
 use crate::cloud::compute::{Compute, NewServer, Server};
-use crate::cloud::network::Net;
+use crate::cloud::network::{Net, Port};
 use crate::cloud::proof::console;
 use crate::cloud::proof::context::{Context, InstancePort, fill, known, unless_refused};
 use crate::cloud::proof::story::Finding;
 use crate::cloud::proof::vxlan::{self, Watch};
 use crate::cloud::session::Session;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::wait::Poll;
 use serde_json::json;
+use tokio::sync::SetOnce;
 use tokio::time::Instant;
 
 /// Asks for it.
@@ -36,10 +37,72 @@ pub async fn accepted(c: &Context) -> Result<Finding> {
     pass(format!("server {id}"))
 }
 
+/// Such a port never carries traffic.
+fn binding_failed(port: &Port) -> Error {
+    let host = port.host.as_deref().unwrap_or("?");
+    wrong(format!("port {} failed to bind on host `{host}`", port.id))
+        .hint("the L2 agent of that host is dead, or registered under another hostname")
+}
+
+/// Its port is active when its host begins to boot it, which takes longer than its floating IP.
+pub async fn port_active(c: &Context) -> Result<Finding> {
+    let (member, admin, id, name) = (c.member()?, c.admin()?, c.server()?, name(c));
+    let (name, mut round) = (name.as_str(), 0);
+    let port = c
+        .until("the instance's port to be active", 60, 5, || {
+            round += 1;
+            // Not every time: nova has the server to build meanwhile.
+            let looks_at_server = round % 2 == 0;
+            async move {
+                let mut seen = "no host has it".to_owned();
+                match Net(admin).ports("device_id", id).await {
+                    Ok(ports) => match ports.into_iter().find(|p| p.is_bound()) {
+                        Some(port) if port.failed_to_bind() => {
+                            return Poll::Failed(binding_failed(&port));
+                        }
+                        Some(port) if port.status == "ACTIVE" && !port.fixed_ips.is_empty() => {
+                            return Poll::Ready(port);
+                        }
+                        Some(port) => seen = format!("{} on {:?}", port.status, port.host),
+                        None => {}
+                    },
+                    Err(e) => return unless_refused(e),
+                }
+                if looks_at_server
+                    && let Ok(true) = Compute(member).is_listed(name, Some("ERROR")).await
+                    && let Ok(Some(server)) = Compute(admin).server(id).await
+                    && let Some(e) = server.failure()
+                {
+                    return Poll::Failed(e);
+                }
+                Poll::NotYet(seen)
+            }
+        })
+        .await?;
+    let address = port.fixed_ips[0].ip_address;
+    let host = port.host.as_deref().unwrap_or_default();
+    let mac = vxlan::mac(&port.mac_address)
+        .ok_or_else(|| wrong(format!("`{}` is no hardware address", port.mac_address)))?;
+    let network = known(&c.network, "the network")?;
+    let vni = network.segment.ok_or_else(|| wrong("`intnet` has no segmentation id"))?;
+    // From here on, so that DHCP and metadata are counted too. Whether this is a host that may have
+    // it is judged when the server runs.
+    if let Some(there) = c.inputs.hypervisors.get(host) {
+        let here = c.inputs.network_tunnel;
+        fill(&c.vxlan, Watch::start(c.world.wire.as_ref(), vni, here, *there, mac))?;
+    }
+    let seen = format!("{address} ({}) active on {host}", port.mac_address);
+    fill(&c.port, InstancePort { id: port.id, address })?;
+    pass(seen)
+}
+
 pub async fn active(c: &Context) -> Result<Finding> {
     // The image is copied to the host first.
     let nominal = 40 + c.inputs.image.virtual_size / (100 << 20);
-    let server = until_active(c, "BUILD", "the server to be active", nominal).await?;
+    // Where its frames cross no tunnel that is watched, nothing tells.
+    let silent = SetOnce::new();
+    let speaks = c.vxlan.get().map_or(&silent, Watch::speaks);
+    let server = until_active(c, "BUILD", "the server to be active", nominal, speaks).await?;
     let (host, hosts) = (server.host.unwrap_or_default(), hosts(c));
     if !hosts.contains(&host.as_str()) {
         let hosts = hosts.join("` or `");
@@ -78,20 +141,19 @@ async fn keep_off_network_node(c: &Context, admin: &Session) -> Result<()> {
     Ok(())
 }
 
-/// Waits for ACTIVE with no task in progress, which comes after `busy`; ends at once at ERROR and at
-/// a port that failed.
-async fn until_active(c: &Context, busy: &str, what: &str, nominal: u64) -> Result<Server> {
+/// Waits for ACTIVE with no task in progress, which comes after `busy` and about when the guest
+/// `speaks`; ends at once at ERROR.
+async fn until_active(
+    c: &Context,
+    busy: &str,
+    what: &str,
+    nominal: u64,
+    speaks: &SetOnce<()>,
+) -> Result<Server> {
     let (member, admin, id, name) = (c.member()?, c.admin()?, c.server()?, name(c));
     let name = name.as_str();
-    let mut round = 0;
-    c.until(what, nominal, 3, || {
-        round += 1;
-        // Not every time: neutron has the port to bind meanwhile.
-        let looks_at_port = round % 4 == 0;
+    c.until_after(speaks, what, nominal, 3, || {
         async move {
-            if looks_at_port && let Ok(Some(e)) = c.binding_failure().await {
-                return Poll::Failed(e);
-            }
             // The cheap question first: the whole server is told once it is no longer busy.
             match Compute(member).is_listed(name, Some(busy)).await {
                 Ok(true) => return Poll::NotYet(busy.into()),
@@ -153,22 +215,20 @@ pub async fn ports(c: &Context) -> Result<Finding> {
         })
         .await?;
     let address = |p: &crate::cloud::network::Port| p.fixed_ips.first().map(|f| f.ip_address);
-    let fixed = address(&port).ok_or_else(|| wrong("the instance's port has no address"))?;
+    let fixed = c.port()?.address;
+    if address(&port) != Some(fixed) {
+        return Err(wrong(format!(
+            "the instance's port had {fixed}, and now {:?}",
+            port.fixed_ips
+        )));
+    }
     let served = address(&dhcp).ok_or_else(|| wrong("the DHCP port has no address"))?;
-    let (net_node, compute) = c.tunnel()?;
-    let mac = vxlan::mac(&port.mac_address)
-        .ok_or_else(|| wrong(format!("`{}` is no hardware address", port.mac_address)))?;
-    let vni = network.segment.ok_or_else(|| wrong("`intnet` has no segmentation id"))?;
-    // From here on, so that DHCP and metadata are counted too.
-    let watch = Watch::start(c.world.wire.as_ref(), vni, net_node, compute, mac);
     let seen = format!(
         "{fixed} ({}) active on {host} as {}, DHCP port {served} active",
         port.mac_address,
         port.vif.as_deref().unwrap_or("?")
     );
-    fill(&c.vxlan, watch)?;
     fill(&c.dhcp, served)?;
-    fill(&c.port, InstancePort { id: port.id, address: fixed })?;
     pass(seen)
 }
 
@@ -228,18 +288,30 @@ pub async fn reboot(c: &Context) -> Result<Finding> {
     let before = &known(&c.guest, "the first login")?.answers;
     let asked = Instant::now();
     Compute(member).hard_reboot(id).await?;
-    let server =
-        until_active(c, "HARD_REBOOT", "the server to be active after the reboot", 40).await?;
-
-    let pinned = c.inputs.image.keeps_host_key;
-    let nominal = if c.inputs.image.is_large() { 180 } else { 90 };
-    let after = match reach::ask_after_reboot(c, before.boot_id(), pinned, nominal).await {
-        Ok(after) => after,
-        Err(e) => {
-            let console = c.read_console().await.unwrap_or_default();
-            return Err(e.evidence(console::last_lines(&console, 12)));
+    let (is_back, pinned) = (SetOnce::new(), c.inputs.image.keeps_host_key);
+    let nominal = if c.inputs.image.is_large() { 220 } else { 130 };
+    let active = until_active(
+        c,
+        "HARD_REBOOT",
+        "the server to be active after the reboot",
+        nominal,
+        &is_back,
+    );
+    // The guest is asked at once: the new one answers before nova could be asked often.
+    let after = async {
+        match reach::ask_after_reboot(c, before.boot_id(), pinned, nominal).await {
+            Ok(after) => {
+                // Once.
+                let _ = is_back.set(());
+                Ok(after)
+            }
+            Err(e) => {
+                let console = c.read_console().await.unwrap_or_default();
+                Err(e.evidence(console::last_lines(&console, 12)))
+            }
         }
     };
+    let (server, after) = tokio::try_join!(active, after)?;
 
     let elapsed = asked.elapsed().as_secs_f64();
     let (Some(was), Some(is)) = (before.uptime(), after.uptime()) else {

@@ -1,13 +1,15 @@
 //! Networks, router, security group.
 
 use super::{pass, wrong};
-use crate::cloud::network::{Net, Network};
+use crate::cloud::network::{Net, Network, Router};
 use crate::cloud::proof::context::{Context, fill, known, unless_refused};
 use crate::cloud::proof::story::Finding;
 use crate::cloud::session::Service;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::wait::Poll;
 use serde_json::json;
+use std::net::Ipv4Addr;
+use tokio::sync::SetOnce;
 
 pub async fn public(c: &Context) -> Result<Finding> {
     let admin = c.admin()?;
@@ -107,6 +109,12 @@ pub async fn internal(c: &Context) -> Result<Finding> {
     pass(format!("VXLAN {vni}, MTU {}, {} with DHCP, DNS {}", s.fixed_mtu, s.fixed_cidr, s.dns))
 }
 
+/// The router's address on its external network.
+fn external(router: &Router) -> Option<Ipv4Addr> {
+    let gateway = router.external_gateway_info.as_ref()?;
+    gateway.external_fixed_ips.first().map(|f| f.ip_address)
+}
+
 /// Asks for it. What comes of it is looked at when the server was asked for too: they take their
 /// time beside each other.
 pub async fn router_made(c: &Context) -> Result<Finding> {
@@ -125,65 +133,70 @@ pub async fn router_made(c: &Context) -> Result<Finding> {
 pub async fn gateway(c: &Context) -> Result<Finding> {
     let router = known(&c.router, "the router")?;
     let public = &known(&c.public, "the network public")?.id;
-    Net(c.member()?).set_gateway(router, public).await?;
-    pass("gateway of `R2` to `public` accepted")
+    let router = Net(c.member()?).set_gateway(router, public).await?;
+    let address = external(&router).ok_or_else(|| wrong("`R2` got no external address"))?;
+    fill(&c.router_address, address)?;
+    pass(format!("gateway of `R2` to `public` accepted, with {address}"))
 }
 
 pub async fn router(c: &Context) -> Result<Finding> {
     let admin = c.admin()?;
     let (id, s) = (known(&c.router, "the router")?.as_str(), &c.inputs.subnets);
-    let gateway = c
-        .until("the router's ports to be active", 60, 3, || async move {
-            let net = Net(admin);
-            let ports = match net.ports("device_id", id).await {
-                Ok(ports) => ports,
-                Err(e) => return unless_refused(e),
-            };
-            let is = |owner: &str| ports.iter().find(|p| p.device_owner == owner);
-            let (Some(outer), Some(inner)) =
-                (is("network:router_gateway"), is("network:router_interface"))
-            else {
-                return Poll::NotYet(format!("it has {} of its two ports", ports.len()));
-            };
-            if let Some(failed) = [outer, inner].into_iter().find(|p| p.failed_to_bind()) {
-                return Poll::Failed(wrong(format!(
-                    "port {} ({}) failed to bind on `{}`",
-                    failed.id,
-                    failed.device_owner,
-                    failed.host.as_deref().unwrap_or("?")
-                )));
-            }
-            if outer.status != "ACTIVE" || inner.status != "ACTIVE" {
-                return Poll::NotYet(format!("outer {}, inner {}", outer.status, inner.status));
-            }
-            if inner.fixed_ips.first().map(|f| f.ip_address) != Some(s.fixed_gateway) {
-                return Poll::Failed(wrong(format!(
-                    "its inner port is not the gateway: {inner:?}"
-                )));
-            }
-            let info = match net.router(id).await {
-                Ok(Some(router)) => router.external_gateway_info,
-                Ok(None) => return Poll::Failed(wrong("the router is gone")),
-                Err(e) => return unless_refused(e),
-            };
-            match info.and_then(|g| g.external_fixed_ips.first().map(|f| f.ip_address)) {
-                Some(address) => Poll::Ready(address),
-                None => Poll::NotYet("it has no external address".into()),
-            }
-        })
-        .await?;
+    let gateway = c.router_address()?;
+    let answers = SetOnce::new();
+    let ports = c.until_after(&answers, "the router's ports to be active", 80, 3, || async move {
+        let net = Net(admin);
+        let ports = match net.ports("device_id", id).await {
+            Ok(ports) => ports,
+            Err(e) => return unless_refused(e),
+        };
+        let is = |owner: &str| ports.iter().find(|p| p.device_owner == owner);
+        let (Some(outer), Some(inner)) =
+            (is("network:router_gateway"), is("network:router_interface"))
+        else {
+            return Poll::NotYet(format!("it has {} of its two ports", ports.len()));
+        };
+        if let Some(failed) = [outer, inner].into_iter().find(|p| p.failed_to_bind()) {
+            return Poll::Failed(wrong(format!(
+                "port {} ({}) failed to bind on `{}`",
+                failed.id,
+                failed.device_owner,
+                failed.host.as_deref().unwrap_or("?")
+            )));
+        }
+        if outer.status != "ACTIVE" || inner.status != "ACTIVE" {
+            return Poll::NotYet(format!("outer {}, inner {}", outer.status, inner.status));
+        }
+        if inner.fixed_ips.first().map(|f| f.ip_address) != Some(s.fixed_gateway) {
+            return Poll::Failed(wrong(format!("its inner port is not the gateway: {inner:?}")));
+        }
+        let info = match net.router(id).await {
+            Ok(Some(router)) => external(&router),
+            Ok(None) => return Poll::Failed(wrong("the router is gone")),
+            Err(e) => return unless_refused(e),
+        };
+        if info != Some(gateway) {
+            let seen = format!("its external address is {info:?} and no longer {gateway}");
+            return Poll::Failed(wrong(seen));
+        }
+        Poll::Ready(())
+    });
     let (outside, timeout) = (c.world.outside.as_ref(), c.echo_timeout());
-    let echo = c
-        .until("the router to answer outside", 20, 1, || async move {
+    let echo = async {
+        let echo = c.until("the router to answer outside", 80, 1, || async move {
             match outside.ping(gateway, timeout).await {
                 Ok(Some(echo)) => Poll::Ready(echo),
                 Ok(None) => Poll::NotYet(format!("{gateway} answers no ping")),
                 Err(e) => Poll::NotYet(e.to_string()),
             }
-        })
-        .await
-        .map_err(|e| e.hint("is the external NIC in br-ex, and is `provider` mapped to br-ex?"))?;
-    fill(&c.router_address, gateway)?;
+        });
+        let hint = "is the external NIC in br-ex, and is `provider` mapped to br-ex?";
+        let echo = echo.await.map_err(|e| e.hint(hint))?;
+        // Once.
+        let _ = answers.set(());
+        Ok::<_, Error>(echo)
+    };
+    let (echo, ()) = tokio::try_join!(echo, ports)?;
     pass(format!(
         "interface {} and external gateway {gateway} active; {gateway} answers ping from outside \
          in {:.0} ms",

@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 use crate::lab::outside::Neighbour;
 use crate::wait::Poll;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use tokio::sync::SetOnce;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 /// A guest's echo starts at 64, and the router takes one.
 const TTL: u8 = 63;
@@ -52,13 +54,16 @@ pub async fn floating_ip(c: &Context) -> Result<Finding> {
             (Err(e), _) | (_, Err(e)) => Poll::NotYet(e.to_string()),
         }
     });
+    let owned = SetOnce::new();
     let neighbour = async {
         let hint = "is the external NIC in br-ex, and is `provider` mapped to br-ex?";
-        neighbour.await.map_err(|e| e.hint(hint))
+        let neighbour = neighbour.await.map_err(|e| e.hint(hint))?;
+        // Once.
+        let _ = owned.set(());
+        Ok::<_, Error>(neighbour)
     };
-    // Seldom: neutron answers from the same processor that its agents work on. What it gave up is
-    // not waited for outside.
-    let active = c.until("the floating IP to be active", 20, 6, || async move {
+    // What neutron gave up is not waited for outside.
+    let active = c.until_after(&owned, "the floating IP to be active", 40, 3, || async move {
         match Net(owner).floating_ip(id).await {
             Ok(Some(f)) if f.status == "ERROR" => Poll::Failed(wrong("it went to ERROR")),
             Ok(Some(f)) if f.status == "ACTIVE" && f.fixed_ip_address == Some(port.address) => {
@@ -262,23 +267,29 @@ async fn until_asked<T>(
     let address = c.floating()?.address;
     let key = known(&c.key, "the key pair")?;
     let judge = &judge;
-    let mut round = 0;
-    c.until(what, nominal, 1, || {
-        round += 1;
-        // Not every time: nova and neutron have better to do meanwhile.
-        let looks_for_hope = round % 3 == 0;
-        async move {
-            match ask(c, address, key, pin, script, 60).await {
-                Ok(found) => judge(found),
-                Err(Refusal::Key(e) | Refusal::NotYet(e)) => match looks_for_hope {
-                    true => c.hopeless().await.map_or(Poll::NotYet(e.to_string()), Poll::Failed),
-                    false => Poll::NotYet(e.to_string()),
-                },
-                Err(changed) => Poll::Failed(changed.into_error()),
+    let answered = c.until(what, nominal, 1, || async move {
+        match ask(c, address, key, pin, script, 60).await {
+            Ok(found) => judge(found),
+            Err(Refusal::Key(e) | Refusal::NotYet(e)) => Poll::NotYet(e.to_string()),
+            Err(changed) => Poll::Failed(changed.into_error()),
+        }
+    });
+    // Beside the guest, which may answer before nova does; seldom, since nova and neutron have better
+    // to do meanwhile.
+    let hopeless = async {
+        let mut looks = interval_at(Instant::now() + c.seldom(), c.seldom());
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            if let Some(e) = c.hopeless().await {
+                return e;
             }
         }
-    })
-    .await
+    };
+    tokio::select! {
+        answered = answered => answered,
+        e = hopeless => Err(e),
+    }
 }
 
 fn guest_answers(c: &Context) -> Result<&Answers> {

@@ -163,7 +163,12 @@ async fn clear(lane: Vec<Made>, patience: &Patience, death: &Death) -> Cleared {
 }
 
 const NOMINAL: Duration = Duration::from_secs(60);
-const EVERY: Duration = Duration::from_secs(2);
+
+/// A question, or an order that is refused once more, takes time from what it waits for.
+fn every(patience: &Patience) -> Duration {
+    let scaled = patience.speed.scale(Duration::from_millis(500));
+    scaled.clamp(Duration::from_secs(1), Duration::from_secs(5))
+}
 
 /// Deletes the thing at `path` and waits until it is seen gone. A server is not looked at while it is
 /// still listed under its name.
@@ -181,7 +186,7 @@ async fn remove(
     let asked = &asked;
     let wait = format!("{what} to be gone");
     patience
-        .until(&wait, NOMINAL, EVERY, death, || async move {
+        .until(&wait, NOMINAL, every(patience), death, || async move {
             if !asked.load(Ordering::Relaxed) {
                 match by.delete(service, path).await {
                     Ok(()) => asked.store(true, Ordering::Relaxed),
@@ -215,7 +220,7 @@ async fn remove_interface(
     death: &Death,
 ) -> crate::error::Result<()> {
     patience
-        .until("the router interface to be gone", NOMINAL, EVERY, death, || async move {
+        .until("the router interface to be gone", NOMINAL, every(patience), death, || async move {
             match Net(by).remove_interface(router, subnet).await {
                 Ok(()) => Poll::Ready(()),
                 Err(e) if is_final(&e) => Poll::Failed(e.into()),
@@ -242,7 +247,7 @@ async fn enable(
         Compute(by).enable_service(id).await.map(|()| false)
     };
     patience
-        .until(&wait, NOMINAL, EVERY, death, || async {
+        .until(&wait, NOMINAL, every(patience), death, || async {
             match is_enabled().await {
                 Ok(true) => Poll::Ready(()),
                 Ok(false) => Poll::NotYet("it is still disabled".into()),

@@ -47,9 +47,11 @@ fn binding_failed(port: &Port) -> Error {
 /// Its port is active when its host begins to boot it, which takes longer than its floating IP.
 pub async fn port_active(c: &Context) -> Result<Finding> {
     let (member, admin, id, name) = (c.member()?, c.admin()?, c.server()?, name(c));
+    // The image is copied to the host first.
+    let nominal = 60 + c.inputs.image.virtual_size / (100 << 20);
     let (name, mut round) = (name.as_str(), 0);
     let port = c
-        .until("the instance's port to be active", 60, 5, || {
+        .until("the instance's port to be active", nominal, 5, || {
             round += 1;
             // Not every time: nova has the server to build meanwhile.
             let looks_at_server = round % 2 == 0;
@@ -97,12 +99,10 @@ pub async fn port_active(c: &Context) -> Result<Finding> {
 }
 
 pub async fn active(c: &Context) -> Result<Finding> {
-    // The image is copied to the host first.
-    let nominal = 40 + c.inputs.image.virtual_size / (100 << 20);
     // Where its frames cross no tunnel that is watched, nothing tells.
     let silent = SetOnce::new();
     let speaks = c.vxlan.get().map_or(&silent, Watch::speaks);
-    let server = until_active(c, "BUILD", "the server to be active", nominal, speaks).await?;
+    let server = until_active(c, "BUILD", "the server to be active", 40, speaks).await?;
     let (host, hosts) = (server.host.unwrap_or_default(), hosts(c));
     if !hosts.contains(&host.as_str()) {
         let hosts = hosts.join("` or `");

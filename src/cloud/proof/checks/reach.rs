@@ -277,7 +277,8 @@ async fn until_asked<T>(
     // Beside the guest, which may answer before nova does; seldom, since nova and neutron have better
     // to do meanwhile.
     let hopeless = async {
-        let mut looks = interval_at(Instant::now() + c.seldom(), c.seldom());
+        let every = 3 * c.seldom();
+        let mut looks = interval_at(Instant::now() + every, every);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             looks.tick().await;

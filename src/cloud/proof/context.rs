@@ -205,9 +205,8 @@ impl Context {
         .await
     }
 
-    /// How long services are left in peace between questions that have most likely the same answer:
-    /// one of them takes an emulated controller more than a second, for which what is waited for
-    /// waits.
+    /// How long services are left in peace between questions that most likely have the same answer: a
+    /// busy controller takes the time for them from what is waited for.
     pub(super) fn seldom(&self) -> Duration {
         let scaled = self.inputs.patience.speed.scale(Duration::from_secs(1));
         scaled.clamp(Duration::from_secs(1), Duration::from_secs(10))

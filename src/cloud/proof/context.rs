@@ -135,9 +135,12 @@ impl Context {
     }
     /// Tunnel addresses of the network node and of the instance's hypervisor.
     pub(super) fn tunnel(&self) -> Result<(Ipv4Addr, Ipv4Addr)> {
-        let there = self.inputs.hypervisors.get(self.host()?);
-        let there = there.ok_or_else(|| Error::internal("a host that was not declared"))?;
-        Ok((self.inputs.network_tunnel, *there))
+        let tunnel = self.tunnel_to(self.host()?);
+        tunnel.ok_or_else(|| Error::internal("a host that was not declared"))
+    }
+    /// The same for `host`; None where that is no declared hypervisor.
+    pub(super) fn tunnel_to(&self, host: &str) -> Option<(Ipv4Addr, Ipv4Addr)> {
+        Some((self.inputs.network_tunnel, *self.inputs.hypervisors.get(host)?))
     }
     pub(super) fn port(&self) -> Result<&InstancePort> {
         known(&self.port, "the server's port")
@@ -203,6 +206,18 @@ impl Context {
             }
         })
         .await
+    }
+
+    /// What `work` found; when it did, `sign` is set for [`until_after`](Self::until_after).
+    pub(super) async fn tells<T>(
+        &self,
+        sign: &SetOnce<()>,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let found = work.await?;
+        // Each sign has one that tells.
+        let _ = sign.set(());
+        Ok(found)
     }
 
     /// How long services are left in peace between questions that most likely have the same answer: a

@@ -89,9 +89,8 @@ pub async fn port_active(c: &Context) -> Result<Finding> {
     let vni = network.segment.ok_or_else(|| wrong("`intnet` has no segmentation id"))?;
     // From here on, so that DHCP and metadata are counted too. Whether this is a host that may have
     // it is judged when the server runs.
-    if let Some(there) = c.inputs.hypervisors.get(host) {
-        let here = c.inputs.network_tunnel;
-        fill(&c.vxlan, Watch::start(c.world.wire.as_ref(), vni, here, *there, mac))?;
+    if let Some((here, there)) = c.tunnel_to(host) {
+        fill(&c.vxlan, Watch::start(c.world.wire.as_ref(), vni, here, there, mac))?;
     }
     let seen = format!("{address} ({}) active on {host}", port.mac_address);
     fill(&c.port, InstancePort { id: port.id, address })?;
@@ -152,27 +151,25 @@ async fn until_active(
 ) -> Result<Server> {
     let (member, admin, id, name) = (c.member()?, c.admin()?, c.server()?, name(c));
     let name = name.as_str();
-    c.until_after(speaks, what, nominal, 3, || {
-        async move {
-            // The cheap question first: the whole server is told once it is no longer busy.
-            match Compute(member).is_listed(name, Some(busy)).await {
-                Ok(true) => return Poll::NotYet(busy.into()),
-                Ok(false) => {}
-                Err(e) => return unless_refused(e),
-            }
-            let server = match Compute(admin).server(id).await {
-                Ok(Some(server)) => server,
-                Ok(None) => return Poll::Failed(wrong("the server is gone")),
-                Err(e) => return unless_refused(e),
-            };
-            if let Some(e) = server.failure() {
-                return Poll::Failed(e);
-            }
-            match (&server.task, server.status.as_str()) {
-                (None, "ACTIVE") => Poll::Ready(server),
-                (task, status) => {
-                    Poll::NotYet(format!("{status}, {}", task.as_deref().unwrap_or("no task")))
-                }
+    c.until_after(speaks, what, nominal, 3, || async move {
+        // The cheap question first: the whole server is told once it is no longer busy.
+        match Compute(member).is_listed(name, Some(busy)).await {
+            Ok(true) => return Poll::NotYet(busy.into()),
+            Ok(false) => {}
+            Err(e) => return unless_refused(e),
+        }
+        let server = match Compute(admin).server(id).await {
+            Ok(Some(server)) => server,
+            Ok(None) => return Poll::Failed(wrong("the server is gone")),
+            Err(e) => return unless_refused(e),
+        };
+        if let Some(e) = server.failure() {
+            return Poll::Failed(e);
+        }
+        match (&server.task, server.status.as_str()) {
+            (None, "ACTIVE") => Poll::Ready(server),
+            (task, status) => {
+                Poll::NotYet(format!("{status}, {}", task.as_deref().unwrap_or("no task")))
             }
         }
     })
@@ -214,7 +211,7 @@ pub async fn ports(c: &Context) -> Result<Finding> {
             Poll::Ready((port, dhcp))
         })
         .await?;
-    let address = |p: &crate::cloud::network::Port| p.fixed_ips.first().map(|f| f.ip_address);
+    let address = |p: &Port| p.fixed_ips.first().map(|f| f.ip_address);
     let fixed = c.port()?.address;
     if address(&port) != Some(fixed) {
         return Err(wrong(format!(
@@ -298,19 +295,15 @@ pub async fn reboot(c: &Context) -> Result<Finding> {
         &is_back,
     );
     // The guest is asked at once: the new one answers before nova could be asked often.
-    let after = async {
+    let after = c.tells(&is_back, async {
         match reach::ask_after_reboot(c, before.boot_id(), pinned, nominal).await {
-            Ok(after) => {
-                // Once.
-                let _ = is_back.set(());
-                Ok(after)
-            }
+            Ok(after) => Ok(after),
             Err(e) => {
                 let console = c.read_console().await.unwrap_or_default();
                 Err(e.evidence(console::last_lines(&console, 12)))
             }
         }
-    };
+    });
     let (server, after) = tokio::try_join!(active, after)?;
 
     let elapsed = asked.elapsed().as_secs_f64();

@@ -5,7 +5,7 @@ use crate::cloud::network::{Net, Network, Router};
 use crate::cloud::proof::context::{Context, fill, known, unless_refused};
 use crate::cloud::proof::story::Finding;
 use crate::cloud::session::Service;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::wait::Poll;
 use serde_json::json;
 use std::net::Ipv4Addr;
@@ -182,7 +182,7 @@ pub async fn router(c: &Context) -> Result<Finding> {
         Poll::Ready(())
     });
     let (outside, timeout) = (c.world.outside.as_ref(), c.echo_timeout());
-    let echo = async {
+    let echo = c.tells(&answers, async {
         let echo = c.until("the router to answer outside", 80, 1, || async move {
             match outside.ping(gateway, timeout).await {
                 Ok(Some(echo)) => Poll::Ready(echo),
@@ -191,11 +191,8 @@ pub async fn router(c: &Context) -> Result<Finding> {
             }
         });
         let hint = "is the external NIC in br-ex, and is `provider` mapped to br-ex?";
-        let echo = echo.await.map_err(|e| e.hint(hint))?;
-        // Once.
-        let _ = answers.set(());
-        Ok::<_, Error>(echo)
-    };
+        echo.await.map_err(|e| e.hint(hint))
+    });
     let (echo, ()) = tokio::try_join!(echo, ports)?;
     pass(format!(
         "interface {} and external gateway {gateway} active; {gateway} answers ping from outside \

@@ -55,13 +55,10 @@ pub async fn floating_ip(c: &Context) -> Result<Finding> {
         }
     });
     let owned = SetOnce::new();
-    let neighbour = async {
+    let neighbour = c.tells(&owned, async {
         let hint = "is the external NIC in br-ex, and is `provider` mapped to br-ex?";
-        let neighbour = neighbour.await.map_err(|e| e.hint(hint))?;
-        // Once.
-        let _ = owned.set(());
-        Ok::<_, Error>(neighbour)
-    };
+        neighbour.await.map_err(|e| e.hint(hint))
+    });
     // What neutron gave up is not waited for outside.
     let active = c.until_after(&owned, "the floating IP to be active", 40, 3, || async move {
         match Net(owner).floating_ip(id).await {

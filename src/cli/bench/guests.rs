@@ -1,6 +1,7 @@
 //! What the guests of [`super::boot`] are made of: one kernel that all of them can boot, and a
 //! userland for each.
 
+use super::peers;
 use crate::cli::images;
 use crate::cli::root::Root;
 use crate::cli::session::Work;
@@ -133,6 +134,9 @@ async fn build(
     release: &str,
     out: &Path,
 ) -> Result<()> {
+    if peers::find("depmod").is_none() {
+        return Err(Error::host("`depmod` is not installed: `apt-get install kmod`"));
+    }
     let builder = images::builder(work, store);
     let mirrors = builder.mirrors.as_ref().ok_or_else(|| {
         Error::host("it is not known from where Debian's packages come")

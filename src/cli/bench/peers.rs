@@ -221,9 +221,10 @@ pub fn script(path: &Path, text: &str) -> Result<()> {
         .doing(Kind::Host, || "a script for a peer cannot be written".into())
 }
 
-/// Where a program is.
-fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+/// Where a program is. Administration tools are not in an ordinary user's path.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin");
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 

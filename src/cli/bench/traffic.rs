@@ -1,13 +1,16 @@
 //! Frames between two guests through our switch, beside the same guests on vde_switch, and on a wire
 //! between them: what no switch can surpass.
 //!
-//! One guest sends as much as TCP takes, the other throws it away. Their NICs get whole frames in
-//! both cases: neither of QEMU's netdevs (`stream`, `vde`) offloads segments or checksums. What is
-//! counted is what the kernels of the guests count, and the time is that of the console's lines on
-//! the host's clock.
+//! One guest sends, the other throws it away. With TCP it is mostly the guests' kernels that are
+//! measured, and what they acknowledge is never more than the way carries. So the sender's kernel
+//! also makes frames as fast as its NIC takes them (pktgen), which nobody paces but the way itself.
+//! Their NICs get whole frames in all cases: neither of QEMU's netdevs (`stream`, `vde`) offloads
+//! segments or checksums. What is counted is what the kernels of the guests count, and the time is
+//! that of the console's lines on the host's clock.
 
 use super::boot::{self, NOT_BUILT};
 use super::peers;
+use super::race;
 use super::switch::{Carried, rows};
 use super::vde::{self, Vde};
 use super::{Host, Number, TRIES};
@@ -21,6 +24,7 @@ use crate::images::build::cpio::Archive;
 use crate::images::manifest::Manifest;
 use crate::images::store::Store;
 use crate::lab::console::Line;
+use crate::lab::mac::Mac;
 use crate::lab::qemu::{Boot, Machine, NicArgs};
 use crate::lab::rundir::RunDir;
 use crate::lab::spec::{LabSpec, NodeSpec};
@@ -32,13 +36,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-const ROW: &str = "switch between guests";
 const MTUS: [u16; 2] = [1500, 9000];
 /// The largest that [`vde::PROGRAM`] carries.
 const VDE_MTU: u16 = 1500;
 
-/// What each try carries, in MiB: some seconds under an emulator.
-const CARRIED: usize = 64;
+/// probe-guest with one module more, in the store. Not `probe-guest`, for which it must not be taken.
+const FLOODS: &str = "bench-pktgen";
+const MODULES: &str = "modules = [";
+const PKTGEN: &str = "modules = [\"pktgen\", ";
 
 /// On the reference machine: from power on until the guest begins its part, one try, and the end
 /// of the last frames' journey.
@@ -50,13 +55,98 @@ const NETWORK: &str = "management";
 const SENDER: &str = "sender";
 const RECEIVER: &str = "receiver";
 const RECEIVERS_ADDRESS: &str = "192.168.103.12";
+const NOBODY: &str = "192.168.103.99";
 
 /// The last word of a line that a guest reports with. It ends the line, so that what a wait finds
 /// is whole. The shell of the guest gives none of its characters a meaning.
 const LISTENS: &str = "listens.";
 const BEGINS: &str = "begins.";
+const ENDS: &str = "ends.";
 const RECEIVED: &str = "received.";
 const TOTAL: &str = "total.";
+
+/// What the sender sends.
+#[derive(Clone, Copy, Debug)]
+enum Load {
+    /// As much as the receiver's TCP acknowledges.
+    Tcp,
+    /// Frames as fast as its NIC takes them.
+    Flood,
+}
+
+impl Load {
+    const ALL: [Load; 2] = [Load::Tcp, Load::Flood];
+
+    fn row(self) -> &'static str {
+        match self {
+            Load::Tcp => "switch between guests, TCP",
+            Load::Flood => "switch between guests, saturated",
+        }
+    }
+
+    /// What each try carries, in MiB: some seconds under an emulator.
+    fn carries(self) -> usize {
+        match self {
+            Load::Tcp => 64,
+            Load::Flood => 256,
+        }
+    }
+
+    /// What both parts of one try do. `/run/traffic` has the connection as its standard input and
+    /// output. The receiver tells the sender what it counted, who tells us: so all times are those
+    /// of one console.
+    fn parts(self, mtu: u16) -> Parts {
+        match self {
+            Load::Tcp => {
+                let blocks = self.carries() << 20 >> 16;
+                Parts {
+                    receiver: format!(
+                        "dd of=/dev/null bs=64k count={blocks} iflag=fullblock 2>/dev/null\n\tcount"
+                    ),
+                    sender: format!(
+                        "echo {BEGINS} >&2\n\
+                         \tdd if=/dev/zero bs=64k count={blocks} 2>/dev/null\n\
+                         \tread -r got || exit\n\
+                         \techo {ENDS} >&2"
+                    ),
+                    prepares: String::new(),
+                }
+            }
+            // What is under way when the sender ends is less than a hundredth of all.
+            Load::Flood => Parts {
+                receiver: "echo ready\n\tread -r ended || exit\n\tsettle".into(),
+                sender: format!(
+                    "read -r ready || exit\n\
+                     \techo {BEGINS} >&2\n\
+                     \techo start >/proc/net/pktgen/pgctrl\n\
+                     \techo {ENDS} >&2\n\
+                     \techo ended\n\
+                     \tread -r got || exit"
+                ),
+                prepares: pktgen(mtu, (self.carries() << 20) / usize::from(mtu)),
+            },
+        }
+    }
+}
+
+struct Parts {
+    receiver: String,
+    sender: String,
+    /// The sender, once.
+    prepares: String,
+}
+
+/// Its datagrams are for an address that is not the receiver's, so that nobody looks at them or
+/// answers that no port takes them.
+fn pktgen(mtu: u16, frames: usize) -> String {
+    let size = usize::from(mtu) + race::HEADER;
+    format!(
+        "echo \"add_device eth0\" >/proc/net/pktgen/kpktgend_0\n\
+         set_to() {{ echo \"$1\" >/proc/net/pktgen/eth0 || echo \"pktgen: no $1\" >&2; }}\n\
+         for part in \"count {frames}\" \"pkt_size {size}\" \"clone_skb 1000000\" \"delay 0\" \\\n\
+         \t\"dst {NOBODY}\" \"dst_mac $to\"; do set_to \"$part\"; done\n"
+    )
+}
 
 /// For both. The counters are read without a fork, which would cost an emulator tens of
 /// milliseconds.
@@ -68,18 +158,21 @@ fn counting() -> String {
 	read -r rx <rx_packets
 	read -r bytes <rx_bytes
 }}
-# When nothing is under way any more.
-total() {{
+# Until nothing is under way any more.
+settle() {{
 	count
 	while was=$tx:$rx; sleep 1; count; [ "$was" != "$tx:$rx" ]; do :; done
+}}
+total() {{
+	settle
 	echo "traffic $tx $rx {TOTAL}"
 }}
 "#
     )
 }
 
-/// What a guest does once it is up. `/run/traffic` gets the connection as its standard input and
-/// output, so that no byte takes a way through `nc`.
+/// What a guest does once it is up. `/run/traffic` gets the connection itself, so that no byte
+/// takes a way through `nc`.
 fn user_data(role: &str) -> String {
     let part = match role {
         RECEIVER => format!("echo {LISTENS}\nnc -l -p 5000 -e /run/traffic"),
@@ -88,22 +181,22 @@ fn user_data(role: &str) -> String {
     format!("#!/bin/sh\nexec </dev/null >/dev/ttyS0 2>&1\n. /run/count\n{part}\ntotal\n")
 }
 
-/// The receiver tells the sender what it counted, who tells us: so the time is that of one console.
-fn traffic(role: &str) -> String {
-    let blocks = CARRIED << 20 >> 16;
-    let part = match role {
-        RECEIVER => format!(
-            "\tcount\n\trx_before=$rx bytes_before=$bytes\n\
-             \tdd of=/dev/null bs=64k count={blocks} iflag=fullblock 2>/dev/null\n\
-             \tcount\n\techo \"$((rx - rx_before)) $((bytes - bytes_before))\"\n"
+fn traffic(role: &str, load: Load, mtu: u16, receiver: Mac) -> String {
+    let Parts { receiver: receives, sender, prepares } = load.parts(mtu);
+    let (prepares, part) = match role {
+        RECEIVER => (
+            String::new(),
+            format!(
+                "\tcount\n\trx_before=$rx bytes_before=$bytes\n\t{receives}\n\
+                 \techo \"$((rx - rx_before)) $((bytes - bytes_before))\"\n"
+            ),
         ),
-        _ => format!(
-            "\techo {BEGINS} >&2\n\
-             \tdd if=/dev/zero bs=64k count={blocks} 2>/dev/null\n\
-             \tread -r got || exit\n\techo \"traffic $got {RECEIVED}\" >&2\n"
+        _ => (
+            format!("to={receiver}\n{prepares}"),
+            format!("\t{sender}\n\techo \"traffic $got {RECEIVED}\" >&2\n"),
         ),
     };
-    let start = "#!/bin/sh\n. /run/count\ntry=0\n";
+    let start = format!("#!/bin/sh\n. /run/count\n{prepares}try=0\n");
     format!("{start}while [ $try -lt {TRIES} ]; do\n\ttry=$((try + 1))\n{part}done\n")
 }
 
@@ -111,15 +204,48 @@ fn traffic(role: &str) -> String {
 pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Vec<NotRun>)> {
     let store = Store::open(&work.env.store)?;
     let manifest = Manifest::load(&Root::find(&work.env)?.images().join("probe-guest.toml"))?;
-    let Some(built) = images::built(work, &store, &manifest)? else {
-        let missing = NotRun { name: ROW.into(), reason: NOT_BUILT.into() };
-        return Ok((Vec::new(), vec![missing]));
-    };
+    let (mut numbers, mut not_run) = (Vec::new(), Vec::new());
+    for load in Load::ALL {
+        let built = match load {
+            Load::Tcp => images::built(work, &store, &manifest)?.ok_or_else(|| NOT_BUILT.into()),
+            // The mirror may be away: that costs these rows and nothing else.
+            Load::Flood => {
+                let built = images::build(work, &store, &floods(&manifest)?).await;
+                built.map_err(|e| format!("its guest cannot be made: {e}"))
+            }
+        };
+        match built {
+            Ok(built) => {
+                let (rows, missing) = under(work, host, &built, load).await?;
+                numbers.extend(rows);
+                not_run.extend(missing);
+            }
+            Err(reason) => not_run.push(NotRun { name: load.row().into(), reason }),
+        }
+    }
+    Ok((numbers, not_run))
+}
+
+/// The guest that can make frames in its kernel.
+fn floods(probe_guest: &Manifest) -> Result<Manifest> {
+    let text = probe_guest.text.replacen(MODULES, PKTGEN, 1);
+    let mut manifest = Manifest::parse(&probe_guest.path, text)?;
+    manifest.name = FLOODS.into();
+    Ok(manifest)
+}
+
+/// The rows of one load.
+async fn under(
+    work: &Work,
+    host: &Host,
+    built: &Built,
+    load: Load,
+) -> Result<(Vec<Number>, Vec<NotRun>)> {
     let (mut numbers, mut not_run) = (Vec::new(), Vec::new());
     for mtu in MTUS {
         let spec = LabSpec::parse(Path::new("bench.toml"), &lab(mtu))?;
         let _room = e2e::reserve(work, &spec, false).await?;
-        let race = Race { work, host, built: &built, spec: &spec, patience: work.patience() };
+        let race = Race { work, host, built, load, mtu, spec: &spec, patience: work.patience() };
         let ours = race.run(Between::Ours(Switch::new().network(NETWORK))).await?;
         if ours.received != ours.sent {
             let lost = ours.sent.abs_diff(ours.received);
@@ -130,10 +256,10 @@ pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Vec<NotRu
             ..=VDE_MTU => beside(&race).await,
             _ => Err("it cuts frames to 1518 bytes, as between endpoints".into()),
         };
-        let name = format!("{ROW}, {mtu}-byte frames");
+        let name = format!("{}, {mtu}-byte frames", load.row());
         numbers.extend(rows(&name, ours, peer.as_ref().ok().map(|&p| (vde::PROGRAM, p))));
         if let Err(reason) = peer {
-            let name = format!("{} between guests, {mtu} bytes", vde::PROGRAM);
+            let name = format!("{}, {mtu} bytes: {}", load.row(), vde::PROGRAM);
             not_run.push(NotRun { name, reason });
         }
         let folder = tempfile::tempdir().doing(Kind::Host, || "a temporary folder".into())?;
@@ -197,6 +323,8 @@ struct Race<'a> {
     work: &'a Work,
     host: &'a Host,
     built: &'a Built,
+    load: Load,
+    mtu: u16,
     spec: &'a LabSpec,
     patience: Patience,
 }
@@ -227,9 +355,10 @@ impl Race<'_> {
         let (mut next, mut tries) = (0, Vec::new());
         for _ in 0..TRIES {
             let begin = sender.wait_for(BEGINS, next, BOOTS).await?;
-            let end = sender.wait_for(RECEIVED, begin.number + 1, CARRIES).await?;
-            next = end.number + 1;
-            tries.push(((end.at - begin.at).as_secs_f64(), counts(&end)?));
+            let end = sender.wait_for(ENDS, begin.number + 1, CARRIES).await?;
+            let got = sender.wait_for(RECEIVED, end.number + 1, SETTLES).await?;
+            next = got.number + 1;
+            tries.push(((end.at - begin.at).as_secs_f64(), counts(&got)?));
         }
         let sent = counts(&sender.wait_for(TOTAL, next, SETTLES).await?)?;
         let received = counts(&receiver.wait_for(TOTAL, 0, SETTLES).await?)?;
@@ -240,9 +369,11 @@ impl Race<'_> {
         let node = self.spec.node(role).expect("the lab has both roles");
         let dir = dir.subdir(role)?;
         let initrd = dir.join("initrd");
+        let receiver = self.spec.node(RECEIVER).expect("the lab has it").nics[0].mac;
+        let script = traffic(role, self.load, self.mtu, receiver);
         let write = || -> std::io::Result<()> {
             let image = fs::read(self.built.initrd())?;
-            fs::write(&initrd, with_role(image, role))
+            fs::write(&initrd, with_role(image, role, &script))
         };
         write().doing(Kind::Host, || format!("the {role}'s initramfs cannot be written"))?;
         let append = append(&self.built.cmdline()?, node);
@@ -290,10 +421,10 @@ fn append(cmdline: &str, node: &NodeSpec) -> String {
 }
 
 /// An initramfs of several archives is what all of them hold.
-fn with_role(mut image: Vec<u8>, role: &str) -> Vec<u8> {
+fn with_role(mut image: Vec<u8>, role: &str, script: &str) -> Vec<u8> {
     let mut archive = Archive::default();
     archive.file("run/count", 0o644, counting().as_bytes());
-    archive.file("run/traffic", 0o755, traffic(role).as_bytes());
+    archive.file("run/traffic", 0o755, script.as_bytes());
     archive.file("run/user-data", 0o755, user_data(role).as_bytes());
     image.resize(image.len().next_multiple_of(4), 0);
     image.extend(archive.finish());
@@ -367,18 +498,34 @@ mod tests {
 
     #[test]
     fn a_guest_gets_its_part_behind_its_image_and_reports_with_whole_lines() {
-        let image = with_role(vec![7; 5], SENDER);
+        let to = "52:54:00:ab:00:01".parse().unwrap();
+        let script = |role, load| traffic(role, load, 1500, to);
+        let image = with_role(vec![7; 5], SENDER, &script(SENDER, Load::Tcp));
         assert_eq!(image[..14], *b"\x07\x07\x07\x07\x07\0\0\x00070701");
-        for role in [SENDER, RECEIVER] {
-            let text = String::from_utf8_lossy(&with_role(Vec::new(), role)).into_owned();
+        for (role, load) in [SENDER, RECEIVER].iter().flat_map(|r| Load::ALL.map(|l| (r, l))) {
+            let image = with_role(Vec::new(), role, &script(role, load));
+            let text = String::from_utf8_lossy(&image).into_owned();
             for name in ["run/count", "run/traffic", "run/user-data"] {
                 assert!(text.contains(name), "{text}");
             }
         }
         assert!(user_data(RECEIVER).contains("echo listens.\nnc -l -p 5000"));
-        assert!(traffic(SENDER).contains("count=1024 2>/dev/null"));
-        for word in [LISTENS, BEGINS, RECEIVED, TOTAL] {
+        assert!(script(SENDER, Load::Tcp).contains("count=1024 2>/dev/null"));
+        let flood = script(SENDER, Load::Flood);
+        for part in ["to=52:54:00:ab:00:01\n", "\"count 178956\" \"pkt_size 1514\"", "dst_mac $to"] {
+            assert!(flood.contains(part), "{flood}");
+        }
+        for word in [LISTENS, BEGINS, ENDS, RECEIVED, TOTAL] {
             assert!(word.bytes().all(|c| c.is_ascii_lowercase() || c == b'.'), "{word}");
         }
+    }
+
+    #[test]
+    fn the_guest_that_floods_differs_from_probe_guest_in_one_module() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/probe-guest.toml");
+        let guest = Manifest::load(&path).unwrap();
+        let floods = floods(&guest).unwrap();
+        assert_eq!(floods.text.replacen("\"pktgen\", ", "", 1), guest.text);
+        assert_ne!(floods.text, guest.text);
     }
 }

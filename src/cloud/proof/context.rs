@@ -135,12 +135,9 @@ impl Context {
     }
     /// Tunnel addresses of the network node and of the instance's hypervisor.
     pub(super) fn tunnel(&self) -> Result<(Ipv4Addr, Ipv4Addr)> {
-        let tunnel = self.tunnel_to(self.host()?);
-        tunnel.ok_or_else(|| Error::internal("a host that was not declared"))
-    }
-    /// The same for `host`; None where that is no declared hypervisor.
-    pub(super) fn tunnel_to(&self, host: &str) -> Option<(Ipv4Addr, Ipv4Addr)> {
-        Some((self.inputs.network_tunnel, *self.inputs.hypervisors.get(host)?))
+        let there = self.inputs.hypervisors.get(self.host()?);
+        let there = there.ok_or_else(|| Error::internal("a host that was not declared"))?;
+        Ok((self.inputs.network_tunnel, *there))
     }
     pub(super) fn port(&self) -> Result<&InstancePort> {
         known(&self.port, "the server's port")

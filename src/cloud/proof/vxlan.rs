@@ -60,57 +60,72 @@ pub fn mac(text: &str) -> Option<[u8; 6]> {
 /// Frames of one VNI counted as they pass, from the making of this watch to its end.
 #[derive(Debug)]
 pub struct Watch {
-    counts: Arc<Counts>,
+    seen: Arc<Seen>,
     _tap: mpsc::Receiver<Bytes>,
 }
 
-#[derive(Debug, Default)]
-struct Counts {
-    to_instance: AtomicU64,
-    from_instance: AtomicU64,
+#[derive(Debug)]
+struct Seen {
+    counts: Vec<Counts>,
     /// Set by the first frame from the instance.
     speaks: SetOnce<()>,
 }
 
+/// What crossed the tunnel to one hypervisor.
+#[derive(Debug)]
+struct Counts {
+    compute: Ipv4Addr,
+    to_instance: AtomicU64,
+    from_instance: AtomicU64,
+}
+
 impl Watch {
     /// Counts the frames of `vni` to and from the hardware address `instance`, between the tunnel
-    /// addresses of the `network` node and of the `compute` node.
+    /// addresses of the `network` node and of each hypervisor: nova may yet choose another.
     pub fn start(
         wire: &dyn Wire,
         vni: u32,
         network: Ipv4Addr,
-        compute: Ipv4Addr,
+        hypervisors: impl IntoIterator<Item = Ipv4Addr>,
         instance: [u8; 6],
     ) -> Watch {
-        let counts = Arc::new(Counts::default());
-        let counting = counts.clone();
+        let counts = hypervisors.into_iter().map(|compute| Counts {
+            compute,
+            to_instance: AtomicU64::default(),
+            from_instance: AtomicU64::default(),
+        });
+        let seen = Arc::new(Seen { counts: counts.collect(), speaks: SetOnce::new() });
+        let counting = seen.clone();
         // Counted in the filter itself: no frame is copied, so none can be lost to a slow reader.
         let tap = wire.tap(Box::new(move |frame| {
-            if let Some(seen) = parse(frame)
-                && seen.vni == vni
-            {
-                if (seen.from, seen.to, seen.inner_to) == (network, compute, instance) {
-                    counting.to_instance.fetch_add(1, Ordering::Relaxed);
-                } else if (seen.from, seen.to, seen.inner_from) == (compute, network, instance) {
-                    counting.from_instance.fetch_add(1, Ordering::Relaxed);
+            let Some(frame) = parse(frame).filter(|frame| frame.vni == vni) else {
+                return false;
+            };
+            for counts in &counting.counts {
+                let (there, back) = ((network, counts.compute), (counts.compute, network));
+                if (frame.from, frame.to) == there && frame.inner_to == instance {
+                    counts.to_instance.fetch_add(1, Ordering::Relaxed);
+                } else if (frame.from, frame.to) == back && frame.inner_from == instance {
+                    counts.from_instance.fetch_add(1, Ordering::Relaxed);
                     // Once.
                     let _ = counting.speaks.set(());
                 }
             }
             false
         }));
-        Watch { counts, _tap: tap }
+        Watch { seen, _tap: tap }
     }
 
-    /// Set once a frame came from the instance.
+    /// Set once a frame came from the instance, wherever it runs.
     pub fn speaks(&self) -> &SetOnce<()> {
-        &self.counts.speaks
+        &self.seen.speaks
     }
 
-    /// Frames to the instance, and from it.
-    pub fn counts(&self) -> (u64, u64) {
+    /// Frames to the instance, and from it, in the tunnel to the hypervisor `compute`.
+    pub fn counts(&self, compute: Ipv4Addr) -> (u64, u64) {
         let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        (get(&self.counts.to_instance), get(&self.counts.from_instance))
+        let counts = self.seen.counts.iter().find(|counts| counts.compute == compute);
+        counts.map_or((0, 0), |c| (get(&c.to_instance), get(&c.from_instance)))
     }
 }
 
@@ -142,6 +157,8 @@ pub mod tests {
 
     const A: Ipv4Addr = Ipv4Addr::new(192, 168, 103, 11);
     const B: Ipv4Addr = Ipv4Addr::new(192, 168, 103, 12);
+    const C: Ipv4Addr = Ipv4Addr::new(192, 168, 103, 13);
+    const D: Ipv4Addr = Ipv4Addr::new(192, 168, 103, 14);
 
     #[test]
     fn a_vxlan_frame_is_read_to_its_inner_addresses() {
@@ -190,19 +207,25 @@ pub mod tests {
             }
         }
         let wire = Played(Default::default());
-        let watch = Watch::start(&wire, 7, A, B, [9; 6]);
+        let watch = Watch::start(&wire, 7, A, [B, C], [9; 6]);
         let wanted = wire.0.lock().unwrap().take().unwrap();
         for (frame, why) in [
             (frame(A, B, 8, [9; 6], [1; 6]), "another network"),
             (frame(A, B, 7, [8; 6], [1; 6]), "another instance"),
             (frame(B, A, 7, [9; 6], [1; 6]), "the wrong way round"),
+            (frame(D, A, 7, [1; 6], [9; 6]), "no hypervisor"),
         ] {
             wanted(&frame);
-            assert_eq!(watch.counts(), (0, 0), "{why}");
+            assert_eq!((watch.counts(B), watch.counts(C)), ((0, 0), (0, 0)), "{why}");
+            assert!(!watch.speaks().initialized(), "{why}");
         }
         wanted(&frame(A, B, 7, [9; 6], [1; 6]));
         wanted(&frame(B, A, 7, [1; 6], [9; 6]));
         wanted(&frame(B, A, 7, [1; 6], [9; 6]));
-        assert_eq!(watch.counts(), (1, 2));
+        assert_eq!((watch.counts(B), watch.counts(C)), ((1, 2), (0, 0)));
+        assert!(watch.speaks().initialized());
+        // It was moved.
+        wanted(&frame(C, A, 7, [1; 6], [9; 6]));
+        assert_eq!((watch.counts(B), watch.counts(C)), ((1, 2), (0, 1)));
     }
 }

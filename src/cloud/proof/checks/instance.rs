@@ -1,5 +1,6 @@
 //! The instance: made, wired, up, rebooted.
 
+use super::network::binding_failed;
 use super::{pass, people, reach, wrong};
 use crate::cloud::compute::{Compute, NewServer, Server};
 use crate::cloud::network::{Net, Port};
@@ -8,7 +9,7 @@ use crate::cloud::proof::context::{Context, InstancePort, fill, known, unless_re
 use crate::cloud::proof::story::Finding;
 use crate::cloud::proof::vxlan::{self, Watch};
 use crate::cloud::session::Session;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::wait::Poll;
 use serde_json::json;
 use tokio::sync::SetOnce;
@@ -35,13 +36,6 @@ pub async fn accepted(c: &Context) -> Result<Finding> {
     c.ledger.add_server(member, &id, &name(c));
     fill(&c.server, id.clone())?;
     pass(format!("server {id}"))
-}
-
-/// Such a port never carries traffic.
-fn binding_failed(port: &Port) -> Error {
-    let host = port.host.as_deref().unwrap_or("?");
-    wrong(format!("port {} failed to bind on host `{host}`", port.id))
-        .hint("the L2 agent of that host is dead, or registered under another hostname")
 }
 
 /// Its port is active when its host begins to boot it, which takes longer than its floating IP.
@@ -87,20 +81,19 @@ pub async fn port_active(c: &Context) -> Result<Finding> {
         .ok_or_else(|| wrong(format!("`{}` is no hardware address", port.mac_address)))?;
     let network = known(&c.network, "the network")?;
     let vni = network.segment.ok_or_else(|| wrong("`intnet` has no segmentation id"))?;
-    // From here on, so that DHCP and metadata are counted too. Whether this is a host that may have
-    // it is judged when the server runs.
-    if let Some((here, there)) = c.tunnel_to(host) {
-        fill(&c.vxlan, Watch::start(c.world.wire.as_ref(), vni, here, there, mac))?;
-    }
+    // From here on, so that DHCP and metadata are counted too. Which host has it in the end is judged
+    // when the server runs.
+    let here = c.inputs.network_tunnel;
+    let there = c.inputs.hypervisors.values().copied().filter(|tunnel| *tunnel != here);
+    fill(&c.vxlan, Watch::start(c.world.wire.as_ref(), vni, here, there, mac))?;
     let seen = format!("{address} ({}) active on {host}", port.mac_address);
     fill(&c.port, InstancePort { id: port.id, address })?;
     pass(seen)
 }
 
 pub async fn active(c: &Context) -> Result<Finding> {
-    // Where its frames cross no tunnel that is watched, nothing tells.
-    let silent = SetOnce::new();
-    let speaks = c.vxlan.get().map_or(&silent, Watch::speaks);
+    // Where its frames cross no tunnel, nothing tells.
+    let speaks = known(&c.vxlan, "the tap")?.speaks();
     let server = until_active(c, "BUILD", "the server to be active", 40, speaks).await?;
     let (host, hosts) = (server.host.unwrap_or_default(), hosts(c));
     if !hosts.contains(&host.as_str()) {
@@ -197,7 +190,7 @@ pub async fn ports(c: &Context) -> Result<Finding> {
             };
             let port = all.swap_remove(own);
             if port.failed_to_bind() {
-                return Poll::Failed(wrong(format!("port {} failed to bind", port.id)));
+                return Poll::Failed(binding_failed(&port));
             }
             let Some(dhcp) = all.into_iter().find(|p| p.device_owner == "network:dhcp") else {
                 return Poll::NotYet("the network has no DHCP port".into());

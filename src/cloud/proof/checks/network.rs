@@ -1,11 +1,11 @@
 //! Networks, router, security group.
 
 use super::{pass, wrong};
-use crate::cloud::network::{Net, Network, Router};
+use crate::cloud::network::{Net, Network, Port, Router};
 use crate::cloud::proof::context::{Context, fill, known, unless_refused};
 use crate::cloud::proof::story::Finding;
 use crate::cloud::session::Service;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::wait::Poll;
 use serde_json::json;
 use std::net::Ipv4Addr;
@@ -139,6 +139,14 @@ pub async fn gateway(c: &Context) -> Result<Finding> {
     pass(format!("gateway of `R2` to `public` accepted, with {address}"))
 }
 
+/// Its host cannot be where traffic for it goes.
+pub(super) fn binding_failed(port: &Port) -> Error {
+    let Port { id, device_owner: owner, .. } = port;
+    let host = port.host.as_deref().unwrap_or("?");
+    wrong(format!("port {id} ({owner}) failed to bind on host `{host}`"))
+        .hint("the L2 agent of that host is dead, or registered under another hostname")
+}
+
 pub async fn router(c: &Context) -> Result<Finding> {
     let admin = c.admin()?;
     let (id, s) = (known(&c.router, "the router")?.as_str(), &c.inputs.subnets);
@@ -157,12 +165,7 @@ pub async fn router(c: &Context) -> Result<Finding> {
             return Poll::NotYet(format!("it has {} of its two ports", ports.len()));
         };
         if let Some(failed) = [outer, inner].into_iter().find(|p| p.failed_to_bind()) {
-            return Poll::Failed(wrong(format!(
-                "port {} ({}) failed to bind on `{}`",
-                failed.id,
-                failed.device_owner,
-                failed.host.as_deref().unwrap_or("?")
-            )));
+            return Poll::Failed(binding_failed(failed));
         }
         if outer.status != "ACTIVE" || inner.status != "ACTIVE" {
             return Poll::NotYet(format!("outer {}, inner {}", outer.status, inner.status));

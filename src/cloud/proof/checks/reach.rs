@@ -351,7 +351,7 @@ pub async fn vxlan(c: &Context) -> Result<Finding> {
         return Ok(Finding::Skip("network node and compute node are one: no tunnel".into()));
     }
     let vni = known(&c.network, "the network")?.segment.unwrap_or_default();
-    let (to, from) = known(&c.vxlan, "the tap")?.counts();
+    let (to, from) = known(&c.vxlan, "the tap")?.counts(compute);
     if to == 0 || from == 0 {
         return Err(wrong(format!(
             "expected VXLAN frames of VNI {vni} between {network} and {compute} both ways, saw \

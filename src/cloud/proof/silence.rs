@@ -5,7 +5,9 @@ use super::outside::{Knock, Outside, knock};
 use crate::error::{Error, Kind, Result};
 use crate::wait::together;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Mutex;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often everything is tried in one window.
 pub const ROUNDS: u32 = 10;
@@ -26,8 +28,14 @@ pub struct Heard {
     pub why_unsent: Option<String>,
 }
 
+/// How long to listen for what a living answer took `rtt` for; `most` at most.
+pub fn hearing(rtt: Duration, most: Duration) -> Duration {
+    (20 * rtt).max(EVERY).min(most)
+}
+
 /// Pings `target` and knocks at its port 22, and pings `control`, all at once, `rounds` times,
-/// one round [`EVERY`] so often. What is silent is listened to for `timeout` after each.
+/// one round [`EVERY`] so often. The control may take `timeout` for each answer; the target is
+/// listened to from its first round on until the last one had [`hearing`] for the slowest of them.
 pub async fn listen(
     outside: &dyn Outside,
     target: Ipv4Addr,
@@ -35,25 +43,51 @@ pub async fn listen(
     rounds: u32,
     timeout: Duration,
 ) -> Heard {
-    let mut heard = Heard { rounds, ..Heard::default() };
-    let round = |n| async move {
+    let heard = Mutex::new(Heard { rounds, ..Heard::default() });
+    let note = |change: &dyn Fn(&mut Heard)| change(&mut heard.lock().expect("nobody panics here"));
+    let last = EVERY * rounds.saturating_sub(1);
+    let closes = Instant::now() + last;
+    let at_target = |n| async move {
         tokio::time::sleep(EVERY * n).await;
-        tokio::join!(
-            outside.ping(target, timeout),
-            knock(outside, SocketAddrV4::new(target, 22), timeout),
-            outside.ping(control, timeout),
-        )
+        let left = last - EVERY * n + timeout;
+        let ping = async {
+            match outside.ping(target, left).await {
+                Ok(None) => {}
+                Ok(Some(_)) => note(&|heard| heard.pings += 1),
+                Err(e) => note(&|heard| {
+                    heard.unsent += 1;
+                    heard.why_unsent = Some(e.to_string());
+                }),
+            }
+        };
+        let knock = async {
+            if knock(outside, SocketAddrV4::new(target, 22), left).await != Knock::Silent {
+                note(&|heard| heard.knocks += 1);
+            }
+        };
+        tokio::join!(ping, knock);
     };
-    for (ping, knocked, controlled) in together((0..rounds).map(round)).await {
-        heard.pings += u32::from(matches!(ping, Ok(Some(_))));
-        if let Err(e) = ping {
-            heard.unsent += 1;
-            heard.why_unsent = Some(e.to_string());
-        }
-        heard.knocks += u32::from(knocked != Knock::Silent);
-        heard.control += u32::from(matches!(controlled, Ok(Some(_))));
+    let at_control = |n| async move {
+        tokio::time::sleep(EVERY * n).await;
+        let echo = outside.ping(control, timeout).await.ok().flatten()?;
+        note(&|heard| heard.control += 1);
+        Some(echo.rtt)
+    };
+    let window = async {
+        let rtts = together((0..rounds).map(at_control)).await;
+        // Where one got no answer, the longest there is.
+        let slowest = rtts.into_iter().map(|rtt| rtt.unwrap_or(timeout)).max().unwrap_or_default();
+        tokio::time::sleep_until(closes + hearing(slowest, timeout)).await;
+    };
+    let asked = async {
+        together((0..rounds).map(at_target)).await;
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        () = window => {}
+        () = asked => {}
     }
-    heard
+    heard.into_inner().expect("nobody panics here")
 }
 
 /// Silence counts only if nothing of the target and nearly everything of the control was heard.
@@ -96,12 +130,76 @@ pub fn judge(target: Ipv4Addr, control: Ipv4Addr, heard: &Heard) -> Result<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud::{Later, Stream};
+    use crate::lab::outside::{Echo, Neighbour};
 
     const T: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 105);
     const C: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 101);
 
     fn judged(rounds: u32, pings: u32, knocks: u32, control: u32) -> Result<String> {
         judge(T, C, &Heard { rounds, pings, knocks, control, ..Heard::default() })
+    }
+
+    /// Of the control, and what the target answers: pings and TCP 22 after so long, where it does.
+    struct Played {
+        rtt: Duration,
+        ping: Option<Duration>,
+        tcp: Option<Duration>,
+    }
+
+    impl Outside for Played {
+        fn ping(&self, to: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Option<Echo>>> {
+            Box::pin(async move {
+                let rtt = if to == C { Some(self.rtt) } else { self.ping };
+                tokio::time::sleep(rtt.unwrap_or(timeout).min(timeout)).await;
+                Ok(rtt.filter(|rtt| *rtt < timeout).map(|rtt| Echo { rtt, ttl: 63 }))
+            })
+        }
+        fn connect(
+            &self,
+            _: SocketAddrV4,
+            timeout: Duration,
+        ) -> Later<'_, Result<Box<dyn Stream>>> {
+            Box::pin(async move {
+                tokio::time::sleep(self.tcp.unwrap_or(timeout).min(timeout)).await;
+                Err(Error::new(Kind::Lab, if self.tcp.is_some() { "refused" } else { "silent" }))
+            })
+        }
+        fn resolve(&self, _: Ipv4Addr, _: Duration) -> Later<'_, Result<Neighbour>> {
+            unreachable!()
+        }
+        fn who_has(&self, _: Ipv4Addr, _: Duration) -> Later<'_, Result<Neighbour>> {
+            unreachable!()
+        }
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
+    async fn heard(played: Played) -> (Heard, Duration) {
+        let start = Instant::now();
+        let heard = listen(&played, T, C, ROUNDS, 5000 * MS).await;
+        (heard, start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_window_closes_by_what_the_controls_answers_take() {
+        for (rtt, tail) in [(5, 500), (100, 2000), (400, 5000), (6000, 5000)] {
+            let (heard, took) = heard(Played { rtt: rtt * MS, ping: None, tcp: None }).await;
+            assert_eq!((heard.pings, heard.knocks), (0, 0));
+            assert_eq!(heard.control, if rtt < 5000 { ROUNDS } else { 0 });
+            let least = (4500 + tail) * MS;
+            assert!(took >= least && took < least + 100 * MS, "{rtt} ms: {took:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_heard_until_the_window_closes_however_late() {
+        // Later than the tail: all but the last rounds are heard all the same.
+        for (late, rounds) in [(10, 10), (450, 10), (1200, 8), (4800, 1)] {
+            let (heard, _) =
+                heard(Played { rtt: 5 * MS, ping: Some(late * MS), tcp: Some(late * MS) }).await;
+            assert_eq!((heard.pings, heard.knocks), (rounds, rounds), "{late} ms");
+        }
     }
 
     #[test]

@@ -27,6 +27,11 @@ pub async fn ingredients(c: &Context) -> Result<Finding> {
     clear_of(c, |what| ["image", "flavor", "key pair"].contains(&what)).await
 }
 
+/// Deleted while it is listened to whether its address stays silent.
+pub async fn floating_ip(c: &Context) -> Result<Finding> {
+    clear_of(c, |what| what == "floating IP").await
+}
+
 async fn clear_of(c: &Context, is_wanted: impl Fn(&str) -> bool) -> Result<Finding> {
     judge(c.ledger.clear_of(is_wanted, &c.inputs.patience, &c.inputs.death).await)
 }

@@ -1,6 +1,6 @@
 //! The instance reached from outside, and not reached where it must not be.
 
-use super::{pass, wrong};
+use super::{end, pass, wrong};
 use crate::cloud::compute::Compute;
 use crate::cloud::network::Net;
 use crate::cloud::proof::console;
@@ -126,7 +126,9 @@ pub async fn ping(c: &Context) -> Result<Finding> {
         )));
     }
     // ICMP alone was let in.
-    let knocked = knock(outside, SocketAddrV4::new(address, SSH), timeout).await;
+    let slowest = echoes.iter().map(|e| e.rtt).max().unwrap_or(timeout);
+    let heard_for = silence::hearing(slowest, timeout);
+    let knocked = knock(outside, SocketAddrV4::new(address, SSH), heard_for).await;
     if knocked != Knock::Silent {
         return Err(wrong(format!("TCP {SSH} is {knocked:?} though only ICMP was let in")));
     }
@@ -400,12 +402,17 @@ pub async fn silence_without_floating_ip(c: &Context) -> Result<Finding> {
         }
     })
     .await?;
-    let heard = listen(c, address, control).await?;
-    let seen = silence::judge(address, control, &heard)?;
+    // It has no way back now, and the services nothing to do.
+    let (heard, gone) = tokio::join!(listen(c, address, control), end::floating_ip(c));
+    let seen = silence::judge(address, control, &heard?)?;
+    gone?;
     let server = Compute(c.member()?).server(c.server()?).await?;
     let status = server.map_or("gone".into(), |s| s.status);
     if status != "ACTIVE" {
         return Err(wrong(format!("the server is {status}: its silence proves nothing")));
     }
-    pass(format!("{seen}; ARP for {address} unanswered, server still ACTIVE"))
+    pass(format!(
+        "{seen}; ARP for {address} unanswered, server still ACTIVE; the floating IP deleted and \
+         seen gone meanwhile"
+    ))
 }

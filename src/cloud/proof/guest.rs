@@ -16,28 +16,36 @@ pub const WHO: &str = "printf '@@stackproof boot\\n'; cat /proc/sys/kernel/rando
 printf '@@stackproof uptime\\n'; cat /proc/uptime
 printf '@@stackproof end\\n'";
 
-/// All questions. `gateway` and `dhcp` are pinged at once.
+/// All questions. What takes long (three pings a second apart, and what metadata has to look up) is
+/// under way at once and told at the end.
 pub fn questions(gateway: Ipv4Addr, dhcp: Ipv4Addr) -> String {
     format!(
         r#"{SAME}
+later gateway echo3 {gateway}
+later dhcp echo3 {dhcp}
+later local-ipv4 fetch latest/meta-data/local-ipv4
+later instance-id fetch latest/meta-data/instance-id
 say route; ip route 2>/dev/null || busybox ip route
-say pings; echo3 {gateway} & echo3 {dhcp} & wait
-say local-ipv4; fetch latest/meta-data/local-ipv4
-say instance-id; fetch latest/meta-data/instance-id
 say bulk; head -c {BULK} /dev/zero | tr '\0' x
-say end
-"#
+wait
+tell pings gateway dhcp
+tell local-ipv4 local-ipv4
+tell instance-id instance-id
+{END}"#
     )
 }
 
 /// What tells whether the same instance came back whole from a reboot.
 pub fn questions_after_reboot() -> String {
-    format!("{SAME}\nsay end\n")
+    format!("{SAME}\nwait\n{END}")
 }
 
 /// Asked before a reboot and after it.
 const SAME: &str = r#"export PATH="$PATH:/sbin:/usr/sbin:/bin:/usr/bin"
+kept=$(mktemp -d) || exit
 say() { printf '\n@@stackproof %s\n' "$1"; }
+later() { into=$kept/$1; shift; "$@" >"$into" & }
+tell() { say "$1"; shift; for one; do cat "$kept/$one"; done; }
 # A busybox that is not setuid pings as root only.
 echo3() { ping -c 3 "$1" 2>&1 || sudo -n ping -c 3 "$1" 2>&1; }
 fetch() {
@@ -45,11 +53,18 @@ fetch() {
   curl -s -f -m 60 "http://169.254.169.254/$1" 2>/dev/null ||
   busybox wget -q -T 60 -O - "http://169.254.169.254/$1" 2>/dev/null
 }
+later user-data fetch latest/user-data
+later meta-data fetch openstack/latest/meta_data.json
 say boot; cat /proc/sys/kernel/random/boot_id
 say uptime; cat /proc/uptime
-say address; ip addr 2>/dev/null || busybox ip addr
-say user-data; fetch latest/user-data
-say meta-data; fetch openstack/latest/meta_data.json"#;
+say address; ip addr 2>/dev/null || busybox ip addr"#;
+
+/// Once all has come.
+const END: &str = r#"tell user-data user-data
+tell meta-data meta-data
+rm -r "$kept"
+say end
+"#;
 
 /// The answers, by question.
 #[derive(Clone, Debug, Default)]
@@ -197,9 +212,17 @@ PING 10.5.5.10 (10.5.5.10): 56 data bytes
     fn a_real_shell_answers_the_questions() {
         let script = questions(Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
             .replace("http://169.254.169.254/", "http://127.0.0.1:1/");
-        let out = std::process::Command::new("sh").arg("-c").arg(script).output().unwrap();
+        let kept = tempfile::tempdir().unwrap();
+        let mut sh = std::process::Command::new("sh");
+        let out = sh.arg("-c").arg(script).env("TMPDIR", kept.path()).output().unwrap();
         let a = Answers::read(&String::from_utf8_lossy(&out.stdout)).unwrap();
         assert!(a.has_bulk());
+        let told: Vec<&str> = a.0.keys().map(String::as_str).collect();
+        let all = ["address", "boot", "bulk", "end", "instance-id", "local-ipv4", "meta-data"];
+        assert_eq!(told[..7], all);
+        assert_eq!(told[7..], ["pings", "route", "uptime", "user-data"]);
+        let left = std::fs::read_dir(kept.path()).unwrap().count();
+        assert_eq!(left, 0, "nothing is left in the guest");
         assert_eq!(a.boot_id().len(), 36);
         assert!(a.uptime().unwrap() > 0.0);
         let out = std::process::Command::new("sh").arg("-c").arg(WHO).output().unwrap();

@@ -28,17 +28,28 @@ fn namespaces(c: &Context) -> Result<Namespaces> {
 /// Asks the network node. `within` is in seconds, on the reference machine.
 async fn ask(c: &Context, what: &str, within: u64, script: String) -> Result<Answers> {
     let node = c.inputs.network_node.as_str();
-    let script =
-        format!("{{ say() {{ printf '\\n@@stackproof %s\\n' \"$1\"; }}\n{script}\nsay end; }}");
-    let ran = c.bounded(what, within, c.world.nodes.run(node, script)).await?;
+    let ran = c.bounded(what, within, c.world.nodes.run(node, whole(&script))).await?;
     Answers::read(&ran.stdout).ok_or_else(|| {
         wrong(format!("{node} did not answer all that was asked (status {:?})", ran.status))
             .evidence(console::last_lines(&ran.stderr, 4))
     })
 }
 
+/// `script` with what it may use: a folder `$d` of its own that goes with the shell, `later NAME
+/// COMMAND` to have something run beside the rest, and, after `wait`, `tell NAME`.
+fn whole(script: &str) -> String {
+    format!(
+        r#"{{ umask 077; d=$(mktemp -d /run/stackproof.XXXXXX) && trap 'rm -rf "$d"' EXIT || exit
+say() {{ printf '\n@@stackproof %s\n' "$1"; }}
+later() {{ into=$d/$1; shift; "$@" >"$into" 2>&1 & }}
+tell() {{ say "$1"; cat "$d/$1"; }}
+{script}
+say end; }}"#
+    )
+}
+
 fn ping(namespace: &str, whom: &str, address: Ipv4Addr) -> String {
-    format!("say {whom}; ip netns exec {namespace} ping -n -c {PINGS} -W 5 {address} 2>&1")
+    format!("later {whom} ip netns exec {namespace} ping -n -c {PINGS} -W 5 {address}")
 }
 
 /// Whether an interface of one line of `ip -o -4 addr` has the address.
@@ -62,6 +73,7 @@ pub async fn router_and_dhcp(c: &Context) -> Result<Finding> {
         format!("say port; ip netns exec {dhcp} ip -o -4 addr 2>&1"),
         ping(&router, "gateway", gateway),
         ping(&dhcp, "dhcp", served),
+        "wait; tell gateway; tell dhcp".to_owned(),
     ];
     let answers = ask(c, "the namespaces of the network node", 30, script.join("\n")).await?;
     let mut faults = Vec::new();
@@ -91,13 +103,14 @@ pub async fn router_and_dhcp(c: &Context) -> Result<Finding> {
 }
 
 /// Without a rule the instance answers not even there; that the router finds it on its network, and
-/// that pings work there, is seen in the same answer.
+/// that pings work there at the same time, is seen in the same answer.
 pub async fn silence(c: &Context) -> Result<Finding> {
     let router = namespaces(c)?.router;
     let (fixed, served) = (c.port()?.address, *known(&c.dhcp, "the DHCP port")?);
     let script = [
         ping(&router, "instance", fixed),
         ping(&router, "dhcp", served),
+        "wait; tell instance; tell dhcp".to_owned(),
         format!("say neighbour; ip netns exec {router} ip neigh show {fixed}"),
     ];
     let answers = ask(c, "silence in the router's namespace", 60, script.join("\n")).await?;
@@ -131,11 +144,9 @@ pub async fn reach(c: &Context) -> Result<Finding> {
     let private = &known(&c.key, "the key pair")?.private;
     let first = known(&c.guest, "the first login")?;
     let (host_key, boot) = (&first.host_key.0, first.answers.boot_id());
-    // Old servers show RSA keys with SHA-1 only. The key lives in a directory of its own that goes
-    // with the shell.
+    // Old servers show RSA keys with SHA-1 only.
     let script = format!(
         "{}\n\
-         umask 077; d=$(mktemp -d /run/stackproof.XXXXXX) && trap 'rm -rf \"$d\"' EXIT\n\
          cat >\"$d/key\" <<'KEY'\n{}\nKEY\n\
          echo '{fixed} {host_key}' >\"$d/known\"\n\
          say mode; stat -c %a \"$d/key\"\n\
@@ -143,7 +154,8 @@ pub async fn reach(c: &Context) -> Result<Finding> {
          -o StrictHostKeyChecking=yes -o UserKnownHostsFile=\"$d/known\" \
          -o GlobalKnownHostsFile=/dev/null -o HostKeyAlgorithms=+ssh-rsa \
          -o PubkeyAcceptedAlgorithms=+ssh-rsa -o ConnectTimeout=120 {user}@{fixed} sh -s <<'WHO'\n\
-         {}\nWHO",
+         {}\nWHO\n\
+         wait; tell instance",
         ping(&router, "instance", fixed),
         private.reveal().trim_end(),
         // What follows in the script ends the answers.
@@ -178,6 +190,19 @@ pub async fn reach(c: &Context) -> Result<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// By the shell of this machine.
+    #[test]
+    fn what_runs_beside_the_rest_is_told_when_asked_for_and_its_folder_goes() {
+        let kept = tempfile::tempdir().unwrap();
+        let script = "later slow sh -c 'sleep 0.1; echo one; echo two >&2'\n\
+                      say mode; stat -c %a $d\nwait; tell slow";
+        let script = whole(script).replace("/run/", &format!("{}/", kept.path().display()));
+        let out = std::process::Command::new("sh").arg("-c").arg(script).output().unwrap();
+        let answers = Answers::read(&String::from_utf8_lossy(&out.stdout)).unwrap();
+        assert_eq!((answers.get("mode"), answers.get("slow")), ("700", "one\ntwo"), "{out:?}");
+        assert_eq!(std::fs::read_dir(kept.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn an_address_belongs_to_the_interface_of_its_line() {

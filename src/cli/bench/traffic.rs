@@ -116,7 +116,8 @@ impl Load {
                     prepares: String::new(),
                 }
             }
-            // What is under way when the sender ends is less than a hundredth of all.
+            // What is under way when the sender ends is taken for carried: what two sockets and a ring
+            // hold, of 256 MiB. What is lost is counted when all has settled.
             Load::Flood => Parts {
                 receiver: "echo ready\n\tread -r ended || exit\n\tsettle".into(),
                 sender: format!(

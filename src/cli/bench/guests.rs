@@ -91,11 +91,14 @@ pub async fn ours(work: &Work, store: &Store, root: &Root) -> Result<Built> {
 
 fn manifest(root: &Root) -> Result<Manifest> {
     let path = root.images().join("probe-guest.toml");
-    let cloud = Manifest::load(&path)?;
-    let text = cloud.text.replacen(CLOUD, GENERIC, 1);
-    let mut generic = Manifest::parse(&path, text)?;
-    generic.name = OURS.into();
-    Ok(generic)
+    variant(&Manifest::load(&path)?, OURS, CLOUD, GENERIC)
+}
+
+/// A recipe that differs from `other` in its name and in `to` instead of `from`.
+pub fn variant(other: &Manifest, name: &str, from: &str, to: &str) -> Result<Manifest> {
+    let mut variant = Manifest::parse(&other.path, other.text.replacen(from, to, 1))?;
+    variant.name = name.into();
+    Ok(variant)
 }
 
 /// The guests of the peers with the kernel of `ours`, from the store or built.

@@ -9,6 +9,7 @@
 //! that of the console's lines on the host's clock.
 
 use super::boot::{self, NOT_BUILT};
+use super::guests;
 use super::peers;
 use super::race;
 use super::switch::{Carried, rows};
@@ -235,10 +236,7 @@ pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Vec<NotRu
 
 /// The guest that can make frames in its kernel.
 fn floods(probe_guest: &Manifest) -> Result<Manifest> {
-    let text = probe_guest.text.replacen(MODULES, PKTGEN, 1);
-    let mut manifest = Manifest::parse(&probe_guest.path, text)?;
-    manifest.name = FLOODS.into();
-    Ok(manifest)
+    guests::variant(probe_guest, FLOODS, MODULES, PKTGEN)
 }
 
 /// The rows of one load.

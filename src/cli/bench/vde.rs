@@ -1,5 +1,6 @@
 //! A `vde_switch` of our own, and clients of it.
 
+use super::peers;
 use super::race::Datagrams;
 use crate::error::{Context, Error, Kind, Result};
 use crate::lab::process::{self, Process};
@@ -30,14 +31,13 @@ pub struct Vde {
 impl Vde {
     /// None where there is no `vde_switch`.
     pub async fn start(patience: &Patience) -> Result<Option<Vde>> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        if !std::env::split_paths(&path).any(|dir| dir.join(PROGRAM).is_file()) {
+        let Some(program) = peers::find(PROGRAM) else {
             return Ok(None);
-        }
+        };
         let cannot = || format!("cannot start {PROGRAM}");
         let dir = tempfile::tempdir().doing(Kind::Host, cannot)?;
         let (stdin, commands) = io::pipe().doing(Kind::Host, cannot)?;
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program);
         command.arg("--sock").arg(dir.path().join("switch")).args(["--mode", "600"]);
         command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null());
         let process = Process::spawn(command).await?;

@@ -20,7 +20,8 @@ printf '@@stackproof end\\n'";
 /// under way at once and told at the end.
 pub fn questions(gateway: Ipv4Addr, dhcp: Ipv4Addr) -> String {
     format!(
-        r#"{SAME}
+        r#"{BESIDE}
+{SAME}
 later gateway echo3 {gateway}
 later dhcp echo3 {dhcp}
 later local-ipv4 fetch latest/meta-data/local-ipv4
@@ -28,24 +29,27 @@ later instance-id fetch latest/meta-data/instance-id
 say route; ip route 2>/dev/null || busybox ip route
 say bulk; head -c {BULK} /dev/zero | tr '\0' x
 wait
-tell pings gateway dhcp
-tell local-ipv4 local-ipv4
-tell instance-id instance-id
+say pings; cat "$kept/gateway" "$kept/dhcp"
+tell local-ipv4
+tell instance-id
 {END}"#
     )
 }
 
 /// What tells whether the same instance came back whole from a reboot.
 pub fn questions_after_reboot() -> String {
-    format!("{SAME}\nwait\n{END}")
+    format!("{BESIDE}\n{SAME}\nwait\n{END}")
 }
+
+/// For scripts whose answers [`Answers`] reads, with a folder `$kept` of their own: `later NAME COMMAND`
+/// has something run beside the rest, and `tell NAME`, after `wait`, says what it said.
+pub const BESIDE: &str = r#"say() { printf '\n@@stackproof %s\n' "$1"; }
+later() { into=$kept/$1; shift; "$@" >"$into" 2>&1 & }
+tell() { say "$1"; cat "$kept/$1"; }"#;
 
 /// Asked before a reboot and after it.
 const SAME: &str = r#"export PATH="$PATH:/sbin:/usr/sbin:/bin:/usr/bin"
 kept=$(mktemp -d) || exit
-say() { printf '\n@@stackproof %s\n' "$1"; }
-later() { into=$kept/$1; shift; "$@" >"$into" & }
-tell() { say "$1"; shift; for one; do cat "$kept/$one"; done; }
 # A busybox that is not setuid pings as root only.
 echo3() { ping -c 3 "$1" 2>&1 || sudo -n ping -c 3 "$1" 2>&1; }
 fetch() {
@@ -60,8 +64,8 @@ say uptime; cat /proc/uptime
 say address; ip addr 2>/dev/null || busybox ip addr"#;
 
 /// Once all has come.
-const END: &str = r#"tell user-data user-data
-tell meta-data meta-data
+const END: &str = r#"tell user-data
+tell meta-data
 rm -r "$kept"
 say end
 "#;

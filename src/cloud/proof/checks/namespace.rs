@@ -35,16 +35,15 @@ async fn ask(c: &Context, what: &str, within: u64, script: String) -> Result<Ans
     })
 }
 
-/// `script` with what it may use: a folder `$d` of its own that goes with the shell, `later NAME
-/// COMMAND` to have something run beside the rest, and, after `wait`, `tell NAME`.
+/// `script` with what it may use: a folder `$kept` of its own that goes with the shell, and
+/// [`guest::BESIDE`].
 fn whole(script: &str) -> String {
     format!(
-        r#"{{ umask 077; d=$(mktemp -d /run/stackproof.XXXXXX) && trap 'rm -rf "$d"' EXIT || exit
-say() {{ printf '\n@@stackproof %s\n' "$1"; }}
-later() {{ into=$d/$1; shift; "$@" >"$into" 2>&1 & }}
-tell() {{ say "$1"; cat "$d/$1"; }}
+        r#"{{ umask 077; kept=$(mktemp -d /run/stackproof.XXXXXX) && trap 'rm -rf "$kept"' EXIT || exit
+{}
 {script}
-say end; }}"#
+say end; }}"#,
+        guest::BESIDE
     )
 }
 
@@ -147,11 +146,11 @@ pub async fn reach(c: &Context) -> Result<Finding> {
     // Old servers show RSA keys with SHA-1 only.
     let script = format!(
         "{}\n\
-         cat >\"$d/key\" <<'KEY'\n{}\nKEY\n\
-         echo '{fixed} {host_key}' >\"$d/known\"\n\
-         say mode; stat -c %a \"$d/key\"\n\
-         ip netns exec {router} ssh -i \"$d/key\" -o IdentitiesOnly=yes -o BatchMode=yes \
-         -o StrictHostKeyChecking=yes -o UserKnownHostsFile=\"$d/known\" \
+         cat >\"$kept/key\" <<'KEY'\n{}\nKEY\n\
+         echo '{fixed} {host_key}' >\"$kept/known\"\n\
+         say mode; stat -c %a \"$kept/key\"\n\
+         ip netns exec {router} ssh -i \"$kept/key\" -o IdentitiesOnly=yes -o BatchMode=yes \
+         -o StrictHostKeyChecking=yes -o UserKnownHostsFile=\"$kept/known\" \
          -o GlobalKnownHostsFile=/dev/null -o HostKeyAlgorithms=+ssh-rsa \
          -o PubkeyAcceptedAlgorithms=+ssh-rsa -o ConnectTimeout=120 {user}@{fixed} sh -s <<'WHO'\n\
          {}\nWHO\n\
@@ -196,7 +195,7 @@ mod tests {
     fn what_runs_beside_the_rest_is_told_when_asked_for_and_its_folder_goes() {
         let kept = tempfile::tempdir().unwrap();
         let script = "later slow sh -c 'sleep 0.1; echo one; echo two >&2'\n\
-                      say mode; stat -c %a $d\nwait; tell slow";
+                      say mode; stat -c %a $kept\nwait; tell slow";
         let script = whole(script).replace("/run/", &format!("{}/", kept.path().display()));
         let out = std::process::Command::new("sh").arg("-c").arg(script).output().unwrap();
         let answers = Answers::read(&String::from_utf8_lossy(&out.stdout)).unwrap();

@@ -101,6 +101,7 @@ mod tests {
                 RabbitUser::new("a", secret("two")).boxed(),
             ],
             [OvsBridge::new("a").boxed(), OvsBridge::new("a").port("x").boxed()],
+            [OvsOption::new("a", "1").boxed(), OvsOption::new("a", "2").boxed()],
             [UserAccount::new("a").boxed(), UserAccount::new("a").group("wheel").boxed()],
         ]
     }

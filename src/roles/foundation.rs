@@ -111,7 +111,9 @@ fn memcached(cx: Context, host: &Host) -> Step {
     const CONF: &str = MEMCACHED_CONF;
     let conf = format!(
         "-d\nlogfile /var/log/memcached.log\n-m 64\n-p 11211\n-u memcache\n-l 127.0.0.1\n-l ::1\n\
-         -l {}\n-P /var/run/memcached/memcached.pid\n",
+         -l {}\n-P /var/run/memcached/memcached.pid\n\
+         # A handful of tokens: one thread serves them, and none has to look after the rest.\n\
+         -t 1\n-o no_lru_maintainer,no_lru_crawler,no_hashexpand\n",
         host.address
     );
     cx.step(
@@ -144,7 +146,12 @@ fn etcd(cx: Context, host: &Host) -> Step {
         // Its one member's heart beats ten times a second otherwise, which takes a twelfth of an
         // emulated processor.
         .set("ETCD_HEARTBEAT_INTERVAL", "500")
-        .set("ETCD_ELECTION_TIMEOUT", "5000");
+        .set("ETCD_ELECTION_TIMEOUT", "5000")
+        // It looks ten times a second whether its database has something to write back; its log is
+        // written at once all the same.
+        .set("ETCD_BACKEND_BATCH_INTERVAL", "5s")
+        // Go's threads wake each other for less than that costs here.
+        .set("GOMAXPROCS", "1");
     cx.step(
         "etcd",
         host,

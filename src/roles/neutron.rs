@@ -6,7 +6,7 @@ use super::resources::{Conf, Heads, Schema};
 use super::topology::{Host, Role};
 use super::{nova, uwsgi};
 use crate::engine::plan::Step;
-use crate::engine::resources::{OvsBridge, Ready, Unit};
+use crate::engine::resources::{OvsBridge, OvsOption, Ready, Unit};
 use crate::secret::Secret;
 
 pub const PACKAGES: &[&str] = &[
@@ -184,7 +184,12 @@ fn switching(cx: Context, host: &Host) -> Vec<Step> {
     if !host.has(Role::Controller) {
         config.push(Box::new(conf(cx, host)));
     }
-    let mut switch = resources![Unit::new("openvswitch-switch")];
+    let mut switch = resources![
+        Unit::new("openvswitch-switch"),
+        // Every flow is looked at twice a second otherwise, busy or not. What depends on it are
+        // counters, and flows that nothing uses any more (10 s either way).
+        OvsOption::new("max-revalidator", "10000"),
+    ];
     if let Some(nic) = external {
         // The NIC has no address of its own, but must be up to carry the bridge's frames.
         switch.push(Box::new(OvsBridge::new(EXTERNAL_BRIDGE).port(nic)));

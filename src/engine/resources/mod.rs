@@ -27,8 +27,9 @@
 //!     Account::new("keystone", "%", password.clone()).grant("keystone").boxed(),
 //!     RabbitUser::new("openstack", password).boxed(),
 //!     OvsBridge::new("br-ex").port("eth1").boxed(),
+//!     OvsOption::new("max-revalidator", "10000").boxed(),
 //! ];
-//! # assert_eq!(all.len(), 14);
+//! # assert_eq!(all.len(), 15);
 //! ```
 
 mod block;
@@ -45,6 +46,7 @@ mod locale;
 mod masked;
 mod mysql;
 mod ovs_bridge;
+mod ovs_option;
 mod package;
 pub mod rabbit_user;
 mod symlink;
@@ -67,6 +69,7 @@ pub use locale::Locale;
 pub use masked::Masked;
 pub use mysql::{Account, Database};
 pub use ovs_bridge::OvsBridge;
+pub use ovs_option::OvsOption;
 pub use package::Package;
 pub use rabbit_user::RabbitUser;
 pub use symlink::SymLink;

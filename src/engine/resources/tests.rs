@@ -341,6 +341,26 @@ esac; exit 0"#,
 }
 
 #[tokio::test]
+async fn an_option_of_open_vswitch_is_set_and_another_value_is_named() {
+    let root = root();
+    root.fake(
+        "ovs-vsctl",
+        r#"case "$*" in
+*get*other_config:max-revalidator) [ -e "$ROOT/set" ] && read -r l <"$ROOT/set" && echo "\"${l##*=}\"";;
+*set*) echo "$*" >"$ROOT/set";;
+esac; exit 0"#,
+    );
+    let option = OvsOption::new("max-revalidator", "10000");
+    assert_eq!(root.converges(&option).await, ["absent -> 10000"]);
+    assert_eq!(
+        root.get("/set"),
+        "--timeout=5 set Open_vSwitch . other_config:max-revalidator=10000\n"
+    );
+    root.put("/set", "other_config:max-revalidator=500\n");
+    assert_eq!(root.converges(&option).await, ["500 -> 10000"]);
+}
+
+#[tokio::test]
 async fn a_port_is_found_by_its_listener_and_not_by_an_established_connection() {
     for root in roots() {
         let tcp = "  sl  local_address rem_address   st\n   0: 0100007F:1388 00000000:0000 ";

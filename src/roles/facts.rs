@@ -6,6 +6,7 @@ use super::foundation::{ETCD_CLIENT, MEMCACHED_CONF};
 use super::topology::{Host, Role, Topology};
 use super::units;
 use crate::engine::resources::rabbit_user;
+use std::time::Duration;
 
 /// One thing that must be seen on a node.
 #[derive(Clone, Debug)]
@@ -16,7 +17,16 @@ pub struct Fact {
     /// POSIX shell, run as root; changes nothing that stays.
     pub shell: String,
     pub judge: Judge,
+    /// Until it is seen, on the reference machine.
+    pub nominal: Duration,
 }
+
+/// A clock may need a few polls of its server.
+const SEEN: Duration = Duration::from_secs(30);
+/// Until the agent of a switch has made its bridges, for each node: they all start at once, and where
+/// nodes are emulated they share the host's processors. Seen: an eighth of it for two nodes, a third
+/// for four.
+const AGENT_STARTS: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
 pub enum Judge {
@@ -105,7 +115,7 @@ P = [lists:join(<<" ">>, [proplists:get_value(K, X) || K <- [user, configure, wr
 
 fn fact(name: &str, host: &Host, shell: impl Into<String>, judge: Judge) -> Fact {
     let name = format!("{name} on {}", host.name);
-    Fact { name, node: host.name.clone(), shell: shell.into(), judge }
+    Fact { name, node: host.name.clone(), shell: shell.into(), judge, nominal: SEEN }
 }
 
 fn of_node(topology: &Topology, host: &Host) -> Vec<Fact> {
@@ -168,7 +178,7 @@ fn of_node(topology: &Topology, host: &Host) -> Vec<Fact> {
         ));
     }
     if host.has(Role::Network) || host.has(Role::Compute) {
-        facts.push(bridges(host));
+        facts.push(bridges(host, topology.hosts.len()));
     }
     if !host.has(Role::Controller) {
         facts.push(fact(
@@ -195,17 +205,18 @@ fn of_node(topology: &Topology, host: &Host) -> Vec<Fact> {
 }
 
 /// The switch's bridges with the patches between them.
-fn bridges(host: &Host) -> Fact {
+fn bridges(host: &Host, nodes: usize) -> Fact {
     let mut wanted = vec!["br-int", "br-tun", "br-int patch-tun", "br-tun patch-int"];
     if host.has(Role::Network) {
         wanted.extend(["br-ex", "br-ex phy-br-ex", "br-int int-br-ex"]);
     }
-    fact(
+    let fact = fact(
         "S4.8 bridges",
         host,
         "for b in $(ovs-vsctl list-br); do echo $b; ovs-vsctl list-ports $b | sed \"s/^/$b /\"; done",
         Judge::Lines(wanted.into_iter().map(str::to_owned).collect()),
-    )
+    );
+    Fact { nominal: AGENT_STARTS * nodes.max(2) as u32, ..fact }
 }
 
 fn of_controller(host: &Host) -> Vec<Fact> {

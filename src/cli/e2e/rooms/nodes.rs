@@ -13,8 +13,6 @@ use crate::wait::{Patience, Poll, Speed};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// Until a fact is seen: a clock may need a few polls of its server.
-const SEEN: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(2);
 /// From `reboot` to SSH on the reference machine.
 const REBOOTS: Duration = Duration::from_secs(90);
@@ -34,7 +32,7 @@ impl Cluster {
                 let start = Instant::now();
                 let what = fact.name.clone();
                 let seen = patience
-                    .until(&what, SEEN, AGAIN, &node.death, || look(&node, &fact))
+                    .until(&what, fact.nominal, AGAIN, &node.death, || look(&node, &fact))
                     .await
                     .map_err(|e| e.evidence_lines().first().cloned().unwrap_or(e.to_string()));
                 (i, check(what, start, seen))

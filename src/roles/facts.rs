@@ -216,6 +216,7 @@ fn bridges(host: &Host, nodes: usize) -> Fact {
         "for b in $(ovs-vsctl list-br); do echo $b; ovs-vsctl list-ports $b | sed \"s/^/$b /\"; done",
         Judge::Lines(wanted.into_iter().map(str::to_owned).collect()),
     );
+    // One node alone has all the other agents beside it too.
     Fact { nominal: AGENT_STARTS * nodes.max(2) as u32, ..fact }
 }
 
@@ -319,6 +320,17 @@ mod tests {
         assert!(!has("S2.6 MariaDB on openstack2"));
         let login = facts.iter().find(|f| f.name.ends_with("nodes on openstack1")).unwrap();
         assert!(login.shell.contains("for n in openstack2;"), "{}", login.shell);
+    }
+
+    #[test]
+    fn bridges_are_waited_for_by_the_number_of_nodes_and_other_facts_are_not() {
+        let bridges = |nodes| bridges(&two_nodes().hosts[0], nodes).nominal;
+        assert_eq!(bridges(1), bridges(2));
+        assert_eq!(bridges(4), bridges(2) * 2);
+        assert!(bridges(1) > SEEN);
+        let facts = facts(&two_nodes());
+        let other = |f: &&Fact| !f.name.starts_with("S4.8 bridges");
+        assert!(facts.iter().filter(other).all(|f| f.nominal == SEEN));
     }
 
     #[test]

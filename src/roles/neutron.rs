@@ -186,8 +186,9 @@ fn switching(cx: Context, host: &Host) -> Vec<Step> {
     }
     let mut switch = resources![
         Unit::new("openvswitch-switch"),
-        // Every flow is looked at twice a second otherwise, busy or not. What depends on it are
-        // counters, and flows that nothing uses any more (10 s either way).
+        // Every flow is looked at twice a second otherwise, busy or not. What comes later for it are
+        // counters, and the end of flows that nothing has used for 10 s; a change of rules is
+        // followed at once either way.
         OvsOption::new("max-revalidator", "10000"),
     ];
     if let Some(nic) = external {

@@ -137,7 +137,7 @@ fn built(name: &str, packages: &[String]) -> Option<Built> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = Manifest::load(&root.join(format!("images/{name}.toml"))).ok()?;
     let patience = Patience::new(Speed::new(1.0), Events::silent());
-    let builder = Builder { store: store()?, mirrors: None, logs: PathBuf::new(), patience };
+    let builder = Builder { store: store()?, given_mirrors: None, logs: PathBuf::new(), patience };
     builder.built(&manifest, packages).ok()?
 }
 

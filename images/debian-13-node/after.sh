@@ -156,6 +156,8 @@ rm -f "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id" "$root/etc/host
 : >"$root/etc/machine-id"
 printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts"
 inside apt-get clean
+# A node has no route to a mirror, and the mirror of this build is nothing that an image should name.
+rm -f "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/*
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/log/*.log \
 	"$root/var/log/apt" "$root"/var/cache/debconf/*-old "$root"/tmp/* "$root"/root/.cache
 # Newer than /usr: or else systemd takes the image for a new version of the system at its boot.

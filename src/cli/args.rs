@@ -1,6 +1,7 @@
 //! The command line: what can be asked, with help texts that teach.
 
 use crate::error::Kind;
+use crate::lab::accel::Accel;
 use crate::lab::spec::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ pub struct Global {
     pub root: Option<PathBuf>,
 
     /// The Debian mirror that recipes are built from [default: the one in the host's apt
-    /// configuration]
+    /// configuration, else mmdebstrap's]
     #[arg(long, global = true, value_name = "URL")]
     pub debian_mirror: Option<String>,
 
@@ -108,10 +109,66 @@ pub struct E2e {
     #[arg(long)]
     pub no_wait: bool,
 
+    #[command(flatten)]
+    pub virtualization: Virtualization,
+
     /// Where consoles, journals and service logs are saved when something fails
     /// [default: a folder of this run in the store's logs/]
     #[arg(long, value_name = "DIR")]
     pub log_dir: Option<PathBuf>,
+}
+
+/// How nodes and instances are run. By default what is measured decides.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct Virtualization {
+    /// The accelerator of the nodes [default: the one that is measured to be faster]
+    #[arg(long, value_name = "ACCELERATOR")]
+    pub accel: Option<AccelChoice>,
+
+    /// Whether instances run under KVM inside the nodes [default: on where it can be had]
+    #[arg(long, value_name = "STATE")]
+    pub nested: Option<OnOff>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccelChoice {
+    Kvm,
+    Tcg,
+}
+
+impl From<AccelChoice> for Accel {
+    fn from(choice: AccelChoice) -> Accel {
+        match choice {
+            AccelChoice::Kvm => Accel::Kvm,
+            AccelChoice::Tcg => Accel::Tcg,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    On,
+    Off,
+}
+
+impl Virtualization {
+    pub fn accel(self) -> Option<Accel> {
+        self.accel.map(Accel::from)
+    }
+
+    pub fn nested(self) -> Option<bool> {
+        self.nested.map(|state| state == OnOff::On)
+    }
+
+    /// The same as words of a command line.
+    pub fn words(self) -> Vec<String> {
+        let word = |value: Option<clap::builder::PossibleValue>, option: &str| {
+            value.map(|v| [option.to_owned(), v.get_name().to_owned()])
+        };
+        let accel = word(self.accel.and_then(|a| a.to_possible_value()), "--accel");
+        let nested = word(self.nested.and_then(|n| n.to_possible_value()), "--nested");
+        accel.into_iter().chain(nested).flatten().collect()
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -129,6 +186,27 @@ pub enum Images {
         /// Names from `stackproof images list`
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+    },
+    /// Write images of the store as folders that another machine imports
+    ///
+    /// Each becomes DIR/NAME with its files and SHA256SUMS.
+    Export {
+        /// Names from `stackproof images list`
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// Where the folders are made
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        to: PathBuf,
+    },
+    /// Bring in images that `export` wrote, instead of building or fetching them here
+    ///
+    /// A built image is accepted only when it was built from the same inputs as this program's
+    /// recipe; else the inputs that differ are named. Its bytes are not built again: import from
+    /// machines that you trust.
+    Import {
+        /// Folders with an image.json in them
+        #[arg(required = true, value_name = "DIR")]
+        folders: Vec<PathBuf>,
     },
     /// Hash what is in the store again and compare it with its checksum
     Verify {
@@ -177,13 +255,19 @@ pub enum Cache {
 pub enum Host {
     /// Show tools with versions, accelerators with their measured speed, memory and disk, and how
     /// to get what is missing; exits 3 when a lab cannot run here
+    ///
+    /// What only building images needs may be missing: images can be imported.
     Check {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Install the missing tools with apt when root, else print the command to run and exit 3
-    Setup,
+    /// Install the missing tools with apt when root, else print the commands to run and exit 3
+    Setup {
+        /// Leave out what only building images needs
+        #[arg(long)]
+        run_only: bool,
+    },
 }
 
 #[derive(Args, Clone, Debug)]
@@ -278,7 +362,7 @@ mod tests {
     fn e2e_takes_every_documented_option_and_global_ones_after_the_verb() {
         let cli = parse(
             "e2e --lab my.toml --instance-image disk.qcow2 --instance-user joe --keep \
-             --json out.json --log-dir logs --cold --layers-max 20GiB --no-wait --store /s --debian-mirror http://example.org/debian -v",
+             --json out.json --accel tcg --nested off --log-dir logs --cold --layers-max 20GiB --no-wait --store /s --debian-mirror http://example.org/debian -v",
         )
         .unwrap();
         assert_eq!(cli.global.store, Some("/s".into()));
@@ -291,6 +375,9 @@ mod tests {
         assert!(e2e.keep);
         assert_eq!(e2e.json, Some("out.json".into()));
         assert_eq!(e2e.log_dir, Some("logs".into()));
+        assert_eq!(e2e.virtualization.accel(), Some(Accel::Tcg));
+        assert_eq!(e2e.virtualization.nested(), Some(false));
+        assert_eq!(e2e.virtualization.words(), ["--accel", "tcg", "--nested", "off"]);
         assert_eq!((e2e.cold, e2e.no_wait, e2e.layers_max), (true, true, Some(20 << 30)));
     }
 
@@ -306,6 +393,8 @@ mod tests {
             "e2e --nope",
             "e2e --layers-max 5",
             "cache gc --all --max 1GiB",
+            "e2e --accel xen",
+            "lab up --restore x --nested on",
             "images fetch",
             "images",
             "host chekc",

@@ -82,7 +82,7 @@ impl Here {
 
     /// The rungs of a lab; of one whose images are not there, keys that no layer has.
     fn rungs(&self, spec: &LabSpec, accel: Accel) -> Result<Vec<Rung>> {
-        rungs_of(spec, &self.hypervisor, accel, &self.images)
+        rungs_of(spec, &self.hypervisor, accel, None, &self.images)
     }
 }
 

@@ -40,7 +40,7 @@ impl Failure {
             let _ = writeln!(out, "  | {line}");
         }
         if let Some(hint) = &self.hint {
-            let _ = writeln!(out, "next: {hint}");
+            let _ = writeln!(out, "next: {}", hint.replace('\n', "\n      "));
         }
         if let Some(logs) = &self.logs {
             let _ = writeln!(out, "logs: {}", logs.display());

@@ -6,7 +6,7 @@ use super::table::Table;
 use super::view::human_bytes;
 use super::{e2e, finish, print, write};
 use crate::error::{Error, Result};
-use crate::host::{self, DeviceState, HostReport, Need, NeedState};
+use crate::host::{self, DeviceState, HostReport, HostScope, Need, NeedState};
 use crate::lab::accel::{Judgement, Trial, Trust};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -16,21 +16,24 @@ pub async fn run(session: Session, verb: Host) -> Result<ExitCode> {
         .conduct(|work| async move {
             match verb {
                 Host::Check { json } => check(&work, json).await,
-                Host::Setup => setup(&work).await.map(drop),
+                Host::Setup { run_only: true } => setup(&work, HostScope::RunLabs).await.map(drop),
+                Host::Setup { run_only: false } => {
+                    setup(&work, HostScope::BuildImages).await.map(drop)
+                }
             }
         })
         .await;
     finish(&record, out)
 }
 
-/// Installs what is missing, or fails with the command that does.
-pub async fn setup(work: &Work) -> Result<HostReport> {
+/// Installs what is missing for `scope`, or fails with the commands that do.
+pub async fn setup(work: &Work, scope: HostScope) -> Result<HostReport> {
     make_store(work)?;
     let logs = work.env.store.join("logs");
     std::fs::create_dir_all(&logs)
         .map_err(|e| Error::host("the folder of logs cannot be made").at(&logs, None).because(e))?;
     let (store, log) = (&work.env.store, logs.join("setup.log"));
-    host::ensure_tools(store, work.env.mirrors().as_ref(), &log, &work.events).await
+    host::ensure_tools(scope, store, work.env.mirrors().as_ref(), &log, &work.events).await
 }
 
 fn make_store(work: &Work) -> Result<()> {
@@ -56,19 +59,17 @@ async fn check(work: &Work, json: bool) -> Result<()> {
         text(&report, judged.as_ref())
     };
     print(&text, &work.redactor);
-    let missing = report.missing();
-    if missing.is_empty() {
-        return Ok(());
+    for step in report.device_steps() {
+        work.events.warning(step);
     }
-    let list: Vec<String> = missing.iter().map(ToString::to_string).collect();
-    let lacking = Error::host(format!("this host lacks {}", list.join(", ")));
-    Err(match report.remedy() {
-        Some(plan) if report.root => lacking
-            .hint("run `stackproof host setup`: it installs them")
-            .evidence([format!("it would run: {}", plan.command())]),
-        Some(plan) => lacking.hint(format!("run this: {}", plan.command())),
-        None => lacking.hint("install them as your system does (QEMU must be 9.2 or newer)"),
-    })
+    if !report.missing(HostScope::RunLabs).is_empty() {
+        return Err(host::lacking(&report, HostScope::BuildImages));
+    }
+    if !report.missing(HostScope::BuildImages).is_empty() {
+        let steps = report.steps(HostScope::BuildImages).join("\n");
+        work.events.warning(format!("labs run here, and images cannot be built:\n{steps}"));
+    }
+    Ok(())
 }
 
 fn state(need: &Need) -> String {
@@ -77,7 +78,10 @@ fn state(need: &Need) -> String {
         NeedState::TooOld { version, .. } => {
             format!("{version}: too old, {} or newer is needed", need.at_least.unwrap_or_default())
         }
-        NeedState::Missing => format!("MISSING (package {})", need.package),
+        NeedState::Missing if need.scope == HostScope::RunLabs => "MISSING".into(),
+        NeedState::Missing => "missing (only to build images)".into(),
+        NeedState::Works => "works".into(),
+        NeedState::Refused { reason, .. } => format!("does not work: {reason}"),
     }
 }
 
@@ -93,6 +97,10 @@ fn text(report: &HostReport, judged: Option<&Judgement>) -> String {
         let state = match &device.state {
             DeviceState::Opens => "opens (its speed is measured below)".to_owned(),
             DeviceState::Absent => "absent".into(),
+            DeviceState::Denied { group } => match group {
+                Some(group) => format!("denied: only the group {group} may open it"),
+                None => "denied".into(),
+            },
             DeviceState::Refused(why) => format!("cannot be opened: {why}"),
         };
         table.row([device.path, &state, "hardware virtualisation"]);
@@ -130,11 +138,12 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test]
-    async fn what_is_missing_is_shown_with_its_package() {
+    async fn what_is_missing_is_shown() {
         let mut report = host::inspect(std::path::Path::new("/"), None).await;
         report.needs[0].state = NeedState::Missing;
-        let wanted = format!("MISSING (package {})", report.needs[0].package);
-        assert!(text(&report, None).contains(&wanted));
+        assert!(text(&report, None).contains("qemu-system-x86_64  MISSING"));
+        report.needs[0].scope = HostScope::BuildImages;
+        assert!(text(&report, None).contains("missing (only to build images)"));
         assert_eq!(object(&report, None)["host"]["needs"][0]["state"]["state"], "missing");
     }
 

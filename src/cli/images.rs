@@ -7,11 +7,12 @@ use super::table::Table;
 use super::view::human_bytes;
 use super::{finish, print};
 use crate::error::{Error, Result};
-use crate::host::Mirrors;
+use crate::host::HostScope;
 use crate::images::build::{Builder, Built};
 use crate::images::inspect::{Inspection, inspect};
 use crate::images::manifest::{Kind, Manifest, Manifests, load_dir};
 use crate::images::store::Store;
+use crate::images::transfer::{export_image, import_image};
 use crate::images::{Presence, presence, resolve};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,29 @@ async fn act(work: Work, verb: Images) -> Result<String> {
             }
             Ok(said)
         }
+        Images::Export { names, to } => {
+            let wanted = all_of(&manifests, &names)?;
+            let (builder, to) = (builder(&work, &store), work.env.cwd.join(to));
+            let mut said = String::new();
+            for manifest in wanted {
+                let packages = super::e2e::packages(&manifest.name);
+                let folder = export_image(&builder, manifest, &packages, &to).await?;
+                said += &format!("{}  {}\n", manifest.name, folder.display());
+            }
+            Ok(said)
+        }
+        Images::Import { folders } => {
+            let builder = builder(&work, &store);
+            let mut said = String::new();
+            for folder in folders {
+                let from = work.env.cwd.join(folder);
+                let packages = super::e2e::packages;
+                let imported = import_image(&builder, &manifests, packages, &from).await?;
+                let was_there = if imported.was_there { "  (was there)" } else { "" };
+                said += &format!("{}  {}{was_there}\n", imported.name, imported.disk.display());
+            }
+            Ok(said)
+        }
         Images::Verify { names } => verify(&work, &manifests, &store, &names).await,
         Images::Inspect { image, json } => {
             let path = locate(&work, &manifests, &store, &image)?;
@@ -71,8 +95,12 @@ pub async fn fetch(work: &Work, store: &Store, manifest: &Manifest) -> Result<Pa
     crate::images::fetch::fetch(store, manifest, &options, &work.patience()).await
 }
 
-/// Builds a recipe, if it is not in the store as it stands.
+/// Builds a recipe, if it is not in the store as it stands. The tools for it are installed where they
+/// may be.
 pub async fn build(work: &Work, store: &Store, manifest: &Manifest) -> Result<Built> {
+    if built(work, store, manifest)?.is_none() {
+        super::host::setup(work, HostScope::BuildImages).await?;
+    }
     builder(work, store).build(manifest, &super::e2e::packages(&manifest.name)).await
 }
 
@@ -82,9 +110,8 @@ pub fn built(work: &Work, store: &Store, manifest: &Manifest) -> Result<Option<B
 }
 
 pub fn builder(work: &Work, store: &Store) -> Builder {
-    let mirrors = work.env.mirrors().or_else(|| Mirrors::of_apt(Path::new("/etc/apt")));
     let (store, logs) = (store.clone(), work.env.store.join("logs"));
-    Builder { store, mirrors, logs, patience: work.patience() }
+    Builder { store, given_mirrors: work.env.mirrors(), logs, patience: work.patience() }
 }
 
 fn all_of<'m>(manifests: &'m Manifests, names: &[String]) -> Result<Vec<&'m Manifest>> {

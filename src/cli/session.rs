@@ -1,6 +1,7 @@
 //! What every verb stands on: the environment, the stream of events with its reader, the secrets
 //! and the signals.
 
+use super::args::Virtualization;
 use super::environment::Environment;
 use super::failure::Failure;
 use super::record::{NotRun, Record};
@@ -38,6 +39,8 @@ pub struct Work {
     pub speed: Speed,
     pub facts: Arc<Mutex<Facts>>,
     pub shown: Shown,
+    /// What the user chose of it; set by the verbs that have the options.
+    pub virtualization: Virtualization,
 }
 
 /// What is learnt along the way and belongs to the record, whatever the end.
@@ -128,6 +131,7 @@ impl Session {
             speed: Speed::new(1.0),
             facts: Arc::default(),
             shown: self.shown,
+            virtualization: Virtualization::default(),
         };
         let (speed, facts) = (given.speed.clone(), given.facts.clone());
         let out = conduct(self.stop, given).await;

@@ -11,6 +11,8 @@ use std::path::Path;
 pub struct OsRelease {
     pub name: String,
     pub id: String,
+    /// The distributions that it derives from, the nearest first.
+    pub id_like: Vec<String>,
     pub codename: Option<String>,
 }
 
@@ -26,7 +28,14 @@ impl OsRelease {
         };
         let id = field("ID")?;
         let name = field("PRETTY_NAME").unwrap_or_else(|| id.clone());
-        Some(OsRelease { name, id, codename: field("VERSION_CODENAME") })
+        let id_like = field("ID_LIKE").unwrap_or_default();
+        let id_like = id_like.split_whitespace().map(str::to_owned).collect();
+        Some(OsRelease { name, id, id_like, codename: field("VERSION_CODENAME") })
+    }
+
+    /// Whether it derives from the distribution `id`.
+    pub fn is_like(&self, id: &str) -> bool {
+        self.id_like.iter().any(|like| like == id)
     }
 }
 
@@ -82,7 +91,7 @@ impl Plan {
         self.backported.iter().chain(&self.plain).map(String::as_str).collect()
     }
 
-    /// A script for `sh`, to be run as root. It holds no single quote.
+    /// A script for `sh`, to be run as root.
     pub fn script(&self) -> String {
         let Plan { codename, mirrors, .. } = self;
         let mut suites = format!("{codename} {codename}-updates");
@@ -116,9 +125,14 @@ impl Plan {
         script
     }
 
-    /// The same, as a command for a user who may become root.
-    pub fn command(&self) -> String {
-        format!("sudo sh -c '{}'", self.script())
+    /// Packages that the release itself has.
+    pub fn plain(&self) -> &[String] {
+        &self.plain
+    }
+
+    /// Whether some packages come from backports, which needs more than one plain command.
+    pub fn has_backports(&self) -> bool {
+        !self.backported.is_empty()
     }
 
     /// The same, to be run here. It stops between packages rather than in the middle of one.
@@ -173,7 +187,8 @@ mod tests {
         "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\nVERSION_CODENAME=bookworm\n";
 
     fn os(id: &str, codename: &str) -> OsRelease {
-        OsRelease { name: id.into(), id: id.into(), codename: Some(codename.into()) }
+        let codename = Some(codename.into());
+        OsRelease { name: id.into(), id: id.into(), id_like: Vec::new(), codename }
     }
     fn mirrors() -> Mirrors {
         Mirrors {
@@ -201,7 +216,6 @@ mod tests {
         );
         assert!(script.ends_with("--no-install-recommends mmdebstrap"), "{script}");
         assert!(script.contains("Suites: bookworm bookworm-updates bookworm-backports\\n"));
-        assert!(!script.contains('\''), "it is quoted by them in the command");
     }
 
     #[test]

@@ -1,42 +1,40 @@
 //! What the host has, and how to get what it lacks.
 //!
 //! [`inspect`] looks and changes nothing. [`ensure_tools`] installs what is missing where it may
-//! (as root, on Debian), and says with which command to do it otherwise.
+//! (as root, on Debian), and else names the command that does.
 
+mod advice;
 pub mod apt_config;
 pub mod debian;
+mod mirrors;
+mod namespaces;
 mod report;
 pub mod tool;
 pub mod version;
 
 pub use apt_config::Mirrors;
-pub use report::{Device, DeviceState, HostReport, Memory, Need, NeedState, inspect};
+pub use report::{Device, DeviceState, HostReport, HostScope, Memory, Need, NeedState, inspect};
 
 use crate::error::{Error, Result};
 use crate::event::{Event, Events, Unit};
 use std::path::Path;
 
-/// Installs what is missing, or says how to. `folder` is where images will be kept: its free space
-/// is part of the report. `mirrors` are those that the user gave, if any. `log` gets what apt says.
+/// Installs what is missing for `scope`, or says how to. `folder` is where images will be kept: its
+/// free space is part of the report. `mirrors` are those that the user gave, if any. `log` gets what
+/// apt says.
 pub async fn ensure_tools(
+    scope: HostScope,
     folder: &Path,
     mirrors: Option<&Mirrors>,
     log: &Path,
     events: &Events,
 ) -> Result<HostReport> {
     let report = inspect(folder, mirrors).await;
-    let Some(plan) = report.remedy() else {
-        return match report.missing() {
-            missing if missing.is_empty() => Ok(report),
-            missing => Err(lacking(&missing).hint(
-                "on Debian 12 or newer they are packages; elsewhere, install them as your system \
-                 does (QEMU must be 9.2 or newer)",
-            )),
-        };
-    };
-    if !report.root {
-        return Err(lacking(&report.missing()).hint(format!("run this: {}", plan.command())));
+    if report.missing(scope).is_empty() {
+        return Ok(report);
     }
+    let plan = report.install_plan(scope).filter(|_| report.root);
+    let Some(plan) = plan else { return Err(lacking(&report, scope)) };
     events.info(format!("installing {}", plan.packages().join(", ")));
     let what = "install tools";
     let mut steps = debian::Steps::default();
@@ -54,14 +52,19 @@ pub async fn ensure_tools(
     events.send(Event::ProgressEnded { what: what.into() });
     ran.map_err(|e| e.while_doing("installing what the host lacks"))?;
     let report = inspect(folder, mirrors).await;
-    match report.missing() {
-        missing if missing.is_empty() => Ok(report),
-        missing => Err(lacking(&missing)
-            .hint(format!("they were installed, and are still not right: see {}", log.display()))),
+    if report.missing(scope).is_empty() {
+        return Ok(report);
     }
+    let error = lacking(&report, scope);
+    Err(error.evidence([format!("apt installed what it could: {}", log.display())]))
 }
 
-fn lacking(missing: &[&Need]) -> Error {
-    let list: Vec<String> = missing.iter().map(ToString::to_string).collect();
-    Error::host(format!("this host lacks {}", list.join(", ")))
+/// The error for a host that lacks what `scope` needs, with the steps to get it.
+pub fn lacking(report: &HostReport, scope: HostScope) -> Error {
+    let missing: Vec<String> = report.missing(scope).iter().map(ToString::to_string).collect();
+    let error = Error::host(format!("this host lacks {}", missing.join(", ")));
+    match report.steps(scope).as_slice() {
+        [] => error,
+        steps => error.hint(steps.join("\n")),
+    }
 }

@@ -23,6 +23,14 @@ const FAREWELL: Duration = Duration::from_secs(20);
 /// How many of a failed tool's last lines its error carries.
 const EVIDENCE: usize = 20;
 
+/// The path, and where administration tools and NixOS's set-uid programs are: an ordinary user's path
+/// lacks the first, a service's the second.
+pub fn search_path() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin:/run/wrappers/bin");
+    path
+}
+
 /// A tool about to be run. Standard input is empty; locale is C, so that output can be read.
 #[derive(Debug)]
 pub struct Tool {
@@ -36,11 +44,10 @@ pub struct Tool {
 impl Tool {
     pub fn new(program: impl AsRef<OsStr>) -> Tool {
         let mut command = Command::new(&program);
-        // Administration tools are not in an ordinary user's path.
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let mut path = path.to_string_lossy().into_owned();
-        path.push_str(":/usr/sbin:/sbin");
-        command.env("PATH", path).env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .env("PATH", search_path())
+            .env("LC_ALL", "C.UTF-8")
+            .env("DEBIAN_FRONTEND", "noninteractive");
         Tool { program: program.as_ref().to_owned(), command, log: None, farewell: Signal::KILL }
     }
 

@@ -12,6 +12,7 @@ pub mod manifest;
 pub mod qcow2;
 pub mod store;
 pub mod sums;
+pub mod transfer;
 mod tree;
 
 use crate::error::{Error, Result};

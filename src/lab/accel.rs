@@ -170,6 +170,27 @@ async fn measure(hypervisor: &Hypervisor, scratch: &Path) -> Result<Judgement> {
     conclude(kvm, tcg)
 }
 
+/// Measures one accelerator, which the user chose. An error where it runs no guest code.
+pub async fn judge_chosen(
+    hypervisor: &Hypervisor,
+    scratch: &Path,
+    chosen: Accel,
+) -> Result<Judgement> {
+    let trial = match (chosen, kvm_device()) {
+        (Accel::Kvm, Err(e)) => Trial::Unusable(format!("/dev/kvm: {e}")),
+        _ => best(hypervisor, chosen, TCG_LIMIT, scratch).await?,
+    };
+    let not_measured = || Trial::Unusable("not measured: another accelerator was chosen".into());
+    let (kvm, tcg) = match chosen {
+        Accel::Kvm => (trial.clone(), not_measured()),
+        Accel::Tcg => (not_measured(), trial.clone()),
+    };
+    of_trials(chosen, &kvm, &tcg).ok_or_else(|| {
+        Error::host(format!("{chosen} runs no guest code here: {trial}"))
+            .hint("leave --accel away, and see `stackproof host check`")
+    })
+}
+
 fn kvm_device() -> std::io::Result<()> {
     std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop)
 }
@@ -183,9 +204,27 @@ pub struct Nested {
     pub emulated: bool,
 }
 
-/// What brings KVM to a guest under `accel`, if anything does: QEMU emulates AMD's SVM with its nested
-/// paging, and not Intel's VMX; KVM shows guests what this host's module allows.
-pub fn nested(accel: Accel) -> Option<Nested> {
+/// What brings KVM to a guest under `accel`: by default whatever does, nothing where `wanted` is
+/// false. An error where it is wanted and nothing brings it.
+pub fn nested(accel: Accel, wanted: Option<bool>) -> Result<Option<Nested>> {
+    if wanted == Some(false) {
+        return Ok(None);
+    }
+    match available_nested(accel) {
+        None if wanted == Some(true) => Err(Error::host(
+            "this host's KVM gives guests no KVM of their own",
+        )
+        .hint(
+            "load its module with nesting: sudo modprobe -r kvm_intel && sudo modprobe kvm_intel \
+             nested=1 (kvm_amd on AMD); or leave --nested on away",
+        )),
+        found => Ok(found),
+    }
+}
+
+/// QEMU emulates AMD's SVM with its nested paging, and not Intel's VMX; KVM shows guests what this
+/// host's module allows.
+fn available_nested(accel: Accel) -> Option<Nested> {
     match accel {
         Accel::Tcg => Some(Nested { module: "kvm_amd", emulated: true }),
         Accel::Kvm => {
@@ -341,7 +380,10 @@ mod tests {
 
     #[test]
     fn kvm_in_a_guest_is_told_by_the_module_that_allows_it() {
-        assert_eq!(nested(Accel::Tcg), Some(Nested { module: "kvm_amd", emulated: true }));
+        let emulated = Some(Nested { module: "kvm_amd", emulated: true });
+        assert_eq!(nested(Accel::Tcg, None).unwrap(), emulated);
+        assert_eq!(nested(Accel::Tcg, Some(true)).unwrap(), emulated);
+        assert_eq!(nested(Accel::Tcg, Some(false)).unwrap(), None);
         let sys = tempfile::tempdir().unwrap();
         assert_eq!(nested_kvm(sys.path()), None);
         let intel = sys.path().join("kvm_intel/parameters");
@@ -413,6 +455,20 @@ mod tests {
         let trial = try_one(&hypervisor, Accel::Tcg, limit, dir.path()).await.unwrap();
         assert!(trial.work().is_some(), "{trial}");
         assert_eq!(dir.path().read_dir().unwrap().count(), 0, "nothing is left behind");
+    }
+
+    #[tokio::test]
+    async fn a_chosen_accelerator_alone_is_measured() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = Hypervisor::find("qemu-system-x86_64".as_ref(), "qemu-img".as_ref()).await;
+        let hypervisor = found.expect("these tests need QEMU");
+        let judged = judge_chosen(&hypervisor, dir.path(), Accel::Tcg).await.unwrap();
+        assert!(judged.accel == Accel::Tcg && judged.tcg.work().is_some(), "{judged:?}");
+        assert!(judged.kvm.work().is_none(), "{judged:?}");
+        let refusing = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/qemu/refusing");
+        let broken = Hypervisor { qemu: refusing, ..hypervisor };
+        let e = judge_chosen(&broken, dir.path(), Accel::Tcg).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Host, "{e}");
     }
 
     #[test]

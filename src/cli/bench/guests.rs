@@ -141,15 +141,12 @@ async fn build(
         return Err(Error::host("`depmod` is not installed: `apt-get install kmod`"));
     }
     let builder = images::builder(work, store);
-    let mirrors = builder.mirrors.as_ref().ok_or_else(|| {
-        Error::host("it is not known from where Debian's packages come")
-            .hint("give a mirror with --debian-mirror URL")
-    })?;
+    let mirrors = builder.mirrors_of(&suite.suite).await?;
     let cannot = || "the guests of the peers cannot be built".to_owned();
     fs::create_dir_all(&builder.logs).doing(Kind::Host, cannot)?;
     let log = builder.logs.join(format!("build-{PEERS}.log"));
     let scratch = tempfile::tempdir_in(out).doing(Kind::Host, cannot)?;
-    let apt = Apt::open(scratch.path(), mirrors, &suite.suite, &suite.architecture, &log).await?;
+    let apt = Apt::open(scratch.path(), &mirrors, &suite.suite, &suite.architecture, &log).await?;
     let image = format!("linux-image-{release}");
     apt.download(&[image.clone(), "coreutils".into(), "dash".into()]).await.map_err(|e| {
         e.hint(format!("the mirror may have left {image} behind: remove {OURS}-* of the store"))

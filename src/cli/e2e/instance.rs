@@ -61,11 +61,15 @@ impl<'m> Wanted<'m> {
         Ok(Wanted::File { path, user })
     }
 
-    fn name(&self) -> &str {
+    pub fn manifest(&self) -> Option<&'m Manifest> {
         match self {
-            Wanted::Known { manifest, .. } => &manifest.name,
-            Wanted::File { .. } => "",
+            Wanted::Known { manifest, .. } => Some(manifest),
+            Wanted::File { .. } => None,
         }
+    }
+
+    fn name(&self) -> &str {
+        self.manifest().map_or("", |manifest| &manifest.name)
     }
 
     /// Brings the image in and reads its header.

@@ -15,7 +15,7 @@ use super::{finish, print, write};
 use crate::engine::apply::Report;
 use crate::error::{Error, Result};
 use crate::event::{Check, Event, Status};
-use crate::images::manifest::{Manifests, load_dir};
+use crate::images::manifest::{Manifest, Manifests, load_dir};
 use crate::images::store::Store;
 use crate::lab::BootImage;
 use crate::lab::accel::Trust;
@@ -45,12 +45,13 @@ pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {
     Ok(code)
 }
 
-async fn act(work: Work, args: E2e) -> Result<()> {
+async fn act(mut work: Work, args: E2e) -> Result<()> {
+    work.virtualization = args.virtualization;
     // What is wrong with the input is said before anything is installed, fetched or booted.
     let root = Root::find(&work.env)?;
     let spec = LabSpec::load(&root.lab(&args.lab, &work.env.cwd)?)?;
     // Which accelerator it will be makes no difference to that.
-    warm::symbolic_plan(&spec, crate::lab::accel::Accel::Tcg)?;
+    warm::symbolic_plan(&spec, crate::lab::accel::Accel::Tcg, None)?;
     let manifests = load_dir(&root.images())?;
     let wanted = Wanted::of(&args, &manifests, &work.env.cwd)?;
     for node in &spec.nodes {
@@ -64,7 +65,9 @@ async fn act(work: Work, args: E2e) -> Result<()> {
     });
 
     let events = work.events.clone();
-    let hypervisor = events.phase("host", rooms::host(&work, &spec, &store)).await?;
+    let needed = needed_images(&spec, &manifests)?.into_iter().chain(wanted.manifest());
+    let needed: Vec<_> = needed.collect();
+    let hypervisor = events.phase("host", rooms::host(&work, &spec, &store, &needed)).await?;
     let (instance, images) = events
         .phase("images", async {
             let images = node_images(&work, &spec, &manifests, &store).await?;
@@ -175,6 +178,11 @@ fn verdict(report: &Report, seconds: f64) -> Check {
         (Status::Fail, lines.join("\n"))
     };
     Check { name: "second run changes nothing".into(), status, seconds, evidence }
+}
+
+/// The manifests of the images that the nodes boot.
+pub fn needed_images<'m>(spec: &LabSpec, manifests: &'m Manifests) -> Result<Vec<&'m Manifest>> {
+    spec.nodes.iter().map(|node| manifests.get(&node.image)).collect()
 }
 
 /// What the nodes boot, by the name of the image.

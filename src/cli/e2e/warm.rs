@@ -31,9 +31,10 @@ pub fn rungs_of(
     spec: &LabSpec,
     hypervisor: &Hypervisor,
     accel: Accel,
+    nested: Option<bool>,
     images: &BTreeMap<String, BootImage>,
 ) -> Result<Vec<Rung>> {
-    let plan = symbolic_plan(spec, accel)?;
+    let plan = symbolic_plan(spec, accel, nested)?;
     let images: BTreeMap<&str, Image> = images
         .iter()
         .map(|(name, boot)| Ok((name.as_str(), image(boot)?)))
@@ -48,13 +49,14 @@ pub fn rungs_of(
     Ok(rungs(made, &roles::Stage::ORDER.map(Into::into), &plan))
 }
 
-/// The plan of a cloud on the lab `spec`, which refuses a lab that can carry none.
-pub fn symbolic_plan(spec: &LabSpec, accel: Accel) -> Result<Plan> {
+/// The plan of a cloud on the lab `spec`, which refuses a lab that can carry none. `nested` is the
+/// user's choice, if any.
+pub fn symbolic_plan(spec: &LabSpec, accel: Accel, nested: Option<bool>) -> Result<Plan> {
     // Keys are no part of a plan that is symbolic.
     let none = NodeKey { private: Secret::new(""), public: String::new() };
     let user = crate::lab::seed::LOGIN.into();
     let login = Login { user, authorized_keys: Vec::new(), node_key: none };
-    let nested = accel::nested(accel);
+    let nested = accel::nested(accel, nested)?;
     let networks = Networks::of(spec)?;
     topology::subnets(spec, &networks)?;
     let topology = topology::of(spec, &networks, login, nested, |_| String::new())?;
@@ -99,7 +101,8 @@ pub async fn cloud(
     proof: Proof<'_>,
 ) -> Result<(Way<Cluster>, bool)> {
     let args = proof.args;
-    let rungs = rungs_of(spec, &boot.hypervisor, boot.accel, boot.images)?;
+    let rungs =
+        rungs_of(spec, &boot.hypervisor, boot.accel, work.virtualization.nested(), boot.images)?;
     let layers = (!args.cold).then(|| Layers::open(&work.env.store)).transpose()?;
     let climb = Climb {
         layers: layers.as_ref(),
@@ -220,7 +223,7 @@ mod tests {
         let (qemu, img) = ("qemu".into(), "qemu-img".into());
         let (version, release) = ((10, 0, 2), "10.0.2".into());
         let hypervisor = Hypervisor { qemu, img, version, release, sandbox: true };
-        rungs_of(&spec, &hypervisor, Accel::Tcg, images).unwrap()
+        rungs_of(&spec, &hypervisor, Accel::Tcg, None, images).unwrap()
     }
 
     fn built(folder: &Path, sums: &str) -> BTreeMap<String, BootImage> {

@@ -1,5 +1,6 @@
 //! `stackproof lab`: what can be asked of a lab that runs.
 
+use crate::cli::args::{AccelChoice, OnOff, Virtualization};
 use clap::{Args, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -164,6 +165,13 @@ pub struct Up {
     /// Do not wait for other labs to make room: fail at once
     #[arg(long)]
     pub no_wait: bool,
+    /// The accelerator of the nodes [default: the one that is measured to be faster]
+    #[arg(long, value_name = "ACCELERATOR")]
+    pub accel: Option<AccelChoice>,
+    /// Whether instances run under KVM inside the nodes [default: on where it can be had]. A restored
+    /// lab keeps what it had
+    #[arg(long, value_name = "STATE", conflicts_with = "restore")]
+    pub nested: Option<OnOff>,
     /// Own the lab in this process: it ends with Ctrl-C
     #[arg(long)]
     pub foreground: bool,
@@ -173,6 +181,10 @@ pub struct Up {
 }
 
 impl Up {
+    pub fn virtualization(&self) -> Virtualization {
+        Virtualization { accel: self.accel, nested: self.nested }
+    }
+
     /// The lab to boot.
     pub fn lab(&self) -> &str {
         self.lab.as_deref().unwrap_or("two-node")

@@ -56,6 +56,7 @@ async fn own(work: Work, name: Option<String>, up: Up, way: Way) -> Result<()> {
         }
     };
     let mut told = work.clone();
+    told.virtualization = up.virtualization();
     told.events = tee(&work, starter.as_ref().map(Starter::teller));
     let gone = starter.as_ref().map_or_else(Death::never, Starter::gone);
     let (owner, running) = match start(&told, name, &up, gone).await {
@@ -168,8 +169,9 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         let known = manifests.get(&node.image);
         known.map_err(|e| e.at(&spec.file, Some(node.image_line)))?;
     }
+    let needed = e2e::needed_images(&spec, &manifests)?;
     owner.doing("checking the host");
-    let hypervisor = work.events.phase("host", e2e::host(work, &spec, &store)).await?;
+    let hypervisor = work.events.phase("host", e2e::host(work, &spec, &store, &needed)).await?;
     owner.doing("bringing images in");
     let images = e2e::node_images(work, &spec, &manifests, &store);
     let images = work.events.phase("images", images).await?;

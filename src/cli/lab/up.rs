@@ -98,6 +98,7 @@ fn command(work: &Work, place: &Place, up: &Up) -> Result<Command> {
             command.args(["--lab", up.lab()]);
         }
     }
+    command.args(up.virtualization().words());
     if up.no_wait {
         command.arg("--no-wait");
     }

@@ -7,15 +7,16 @@ use crate::host::tool::Tool;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where the package debian-archive-keyring puts Debian's keys.
-pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// Debian's keys, carried so that any distribution can verify Debian's packages.
+const KEYRING: &str = include_str!("debian-archive-keyring.asc");
 
-/// The sources of a release, in deb822: its archive and, where the host has them, its updates.
+/// The sources of a release, in deb822: its archive and, where the mirrors have them, its security
+/// updates. The keys stand in the text, because the user that apt runs as cannot open a file of the
+/// private store.
 pub fn sources(mirrors: &Mirrors, suite: &str) -> String {
+    let keys = armored_keys();
     let stanza = |uri: &str, suites: &str| {
-        format!(
-            "Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {KEYRING}\n"
-        )
+        format!("Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By:\n{keys}")
     };
     let mut text = stanza(&mirrors.archive, &format!("{suite} {suite}-updates"));
     if let Some(security) = &mirrors.security {
@@ -23,6 +24,12 @@ pub fn sources(mirrors: &Mirrors, suite: &str) -> String {
         text.push_str(&stanza(security, &format!("{suite}-security")));
     }
     text
+}
+
+/// The armored keys as a continued field of deb822: a blank before each line, a dot for an empty one.
+fn armored_keys() -> String {
+    let armor = KEYRING.lines().skip_while(|line| !line.starts_with("-----BEGIN"));
+    armor.map(|line| format!(" {}\n", if line.is_empty() { "." } else { line })).collect()
 }
 
 /// A folder with apt's lists, cache and configuration, for one release and architecture.
@@ -152,6 +159,14 @@ mod tests {
         assert_eq!(read[0].suites, ["trixie", "trixie-updates"]);
         assert_eq!(read[1].suites, ["trixie-security"]);
         assert_eq!(Mirrors::among(&read), Some(mirrors));
+    }
+
+    #[test]
+    fn sources_carry_the_keys_of_both_releases() {
+        let keys = armored_keys();
+        assert!(keys.starts_with(" -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n"), "{keys}");
+        assert!(keys.ends_with(" -----END PGP PUBLIC KEY BLOCK-----\n"), "{keys}");
+        assert!(keys.lines().all(|line| line.starts_with(' ') && line.len() > 1));
     }
 
     #[test]

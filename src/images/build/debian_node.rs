@@ -119,11 +119,9 @@ pub(super) async fn build(
         // The kernel's package would have one made that nobody uses.
         .env("INITRD", "No")
         .log(&job.log);
-    if let Some(mirrors) = &job.builder.mirrors {
-        let sources = work.path().join("debian.sources");
-        fs::write(&sources, apt::sources(mirrors, &recipe.suite)).map_err(io)?;
-        tool = tool.arg(sources);
-    }
+    let sources = work.path().join("debian.sources");
+    fs::write(&sources, apt::sources(&job.mirrors, &recipe.suite)).map_err(io)?;
+    tool = tool.arg(sources);
     let mut steps = Steps::default();
     let run = tool.run(|line| {
         if steps.read(line) {

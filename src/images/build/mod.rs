@@ -9,13 +9,15 @@ pub mod apt;
 pub mod cpio;
 mod debian_node;
 mod elf;
+mod inputs;
 mod linux;
 mod probe_guest;
 mod qcow2;
 
-use super::digest::{Algorithm, Hasher};
+pub use inputs::{ImageInput, differences, key_of_inputs};
+
 use super::manifest::Manifest;
-use super::store::{self, Store};
+use super::store::Store;
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Unit};
 use crate::host::Mirrors;
@@ -33,8 +35,8 @@ macro_rules! sources {
 #[derive(Clone, Debug)]
 pub struct Builder {
     pub store: Store,
-    /// From where packages come. None where the host is no Debian and no mirror was given.
-    pub mirrors: Option<Mirrors>,
+    /// The mirrors that the user gave, before those that the host names.
+    pub given_mirrors: Option<Mirrors>,
     /// A folder for the logs of builds, one file an image; it is made when needed.
     pub logs: PathBuf,
     pub patience: Patience,
@@ -77,19 +79,29 @@ enum Recipe {
 }
 
 impl Recipe {
+    fn suite(&self) -> &str {
+        match self {
+            Recipe::ProbeGuest(recipe) => &recipe.suite,
+            Recipe::DebianNode(recipe) => &recipe.suite,
+        }
+    }
+
     /// The source that builds it: a changed builder is another image.
     fn sources(&self) -> &'static [Source] {
         match self {
             Recipe::ProbeGuest(_) => sources!(
                 "probe_guest.rs",
                 "apt.rs",
+                "debian-archive-keyring.asc",
                 "cpio.rs",
                 "elf.rs",
                 "linux.rs",
                 "mbr.S",
                 "qcow2.rs"
             ),
-            Recipe::DebianNode(_) => sources!("debian_node.rs", "apt.rs", "qcow2.rs"),
+            Recipe::DebianNode(_) => {
+                sources!("debian_node.rs", "apt.rs", "debian-archive-keyring.asc", "qcow2.rs")
+            }
         }
     }
 }
@@ -106,12 +118,18 @@ fn built_by(source: &str) -> &str {
 struct Job<'a> {
     name: String,
     builder: &'a Builder,
+    mirrors: Mirrors,
     log: PathBuf,
 }
 
 impl Builder {
     /// The key under which the image of this recipe is kept, with `packages` beside its own.
     pub fn key(&self, manifest: &Manifest, packages: &[String]) -> Result<String> {
+        Ok(key_of_inputs(&manifest.name, &self.inputs(manifest, packages)?))
+    }
+
+    /// All that makes the image of this recipe what it is, with `packages` beside its own.
+    pub fn inputs(&self, manifest: &Manifest, packages: &[String]) -> Result<Vec<ImageInput>> {
         let recipe: Recipe = manifest.recipe()?;
         if let Recipe::ProbeGuest(_) = recipe
             && !packages.is_empty()
@@ -119,24 +137,34 @@ impl Builder {
             return Err(Error::input(format!("`{}` takes no further packages", manifest.name))
                 .at(&manifest.path, None));
         }
-        let mut hash = Hasher::new(Algorithm::Sha256);
-        // Every input with its length before it, so that none can pass for a part of another.
-        let mut put = |bytes: &[u8]| {
-            hash.update(&(bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        put(manifest.text.as_bytes());
-        for (_, source) in recipe.sources() {
-            put(built_by(source).as_bytes());
+        let mut inputs = vec![ImageInput::new(
+            format!("manifest {}.toml", manifest.name),
+            manifest.text.as_bytes(),
+        )];
+        for (name, source) in recipe.sources() {
+            inputs.push(ImageInput::new(format!("builder {name}"), built_by(source).as_bytes()));
         }
         for (name, content) in files_of(&folder(manifest))? {
-            put(name.as_bytes());
-            put(&content);
+            inputs.push(ImageInput::new(format!("file {name}"), &content));
         }
-        for package in packages.iter().collect::<BTreeSet<_>>() {
-            put(package.as_bytes());
-        }
-        Ok(store::derived_key(&manifest.name, &hash.finish()))
+        let packages = packages.iter().collect::<BTreeSet<_>>();
+        inputs.extend(packages.into_iter().map(|p| ImageInput::new(format!("package {p}"), b"")));
+        Ok(inputs)
+    }
+
+    /// The mirrors from which this recipe would be built now.
+    pub async fn mirrors(&self, manifest: &Manifest) -> Result<Mirrors> {
+        let recipe: Recipe = manifest.recipe()?;
+        let found = self.mirrors_of(recipe.suite()).await;
+        found.map_err(|e| e.while_doing(format!("cannot build {}", manifest.name)))
+    }
+
+    /// The mirrors from which a release of Debian comes now.
+    pub async fn mirrors_of(&self, suite: &str) -> Result<Mirrors> {
+        Mirrors::find(self.given_mirrors.as_ref(), suite).await.ok_or_else(|| {
+            Error::host("no Debian mirror is known")
+                .hint("name one with --debian-mirror URL or STACKPROOF_DEBIAN_MIRROR")
+        })
     }
 
     /// The image, if it was built already.
@@ -151,7 +179,7 @@ impl Builder {
         let key = self.key(manifest, packages)?;
         let recipe: Recipe = manifest.recipe()?;
         let make = async |out: PathBuf| {
-            let job = self.begin(&manifest.name, &key)?;
+            let job = self.begin(manifest, &key).await?;
             let files = folder(manifest);
             let built = match &recipe {
                 Recipe::ProbeGuest(recipe) => probe_guest::build(recipe, &files, &job, &out).await,
@@ -172,13 +200,14 @@ impl Builder {
         Ok(Built { key, dir })
     }
 
-    fn begin(&self, name: &str, key: &str) -> Result<Job<'_>> {
+    async fn begin(&self, manifest: &Manifest, key: &str) -> Result<Job<'_>> {
+        let mirrors = self.mirrors(manifest).await?;
         let log = self.logs.join(format!("build-{key}.log"));
         fs::create_dir_all(&self.logs)
             .and_then(|()| fs::write(&log, ""))
             .doing(Kind::Host, || "the log of a build cannot be written".into())
             .map_err(|e| e.at(&log, None))?;
-        Ok(Job { name: name.to_owned(), builder: self, log })
+        Ok(Job { name: manifest.name.clone(), builder: self, mirrors, log })
     }
 }
 
@@ -195,13 +224,6 @@ impl Job<'_> {
             total: Some(total),
             unit: Unit::Items,
         });
-    }
-
-    fn mirrors(&self) -> Result<&Mirrors> {
-        self.builder.mirrors.as_ref().ok_or_else(|| {
-            Error::host("it is not known from where Debian's packages come")
-                .hint("this host's apt knows no Debian mirror: give one with --debian-mirror URL")
-        })
     }
 }
 
@@ -254,7 +276,7 @@ mod tests {
     fn builder(dir: &Path) -> Builder {
         Builder {
             store: Store::open(dir.join("store")).unwrap(),
-            mirrors: None,
+            given_mirrors: None,
             logs: dir.join("logs"),
             patience: Patience::new(Speed::new(1.0), Events::silent()),
         }
@@ -337,15 +359,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_mirror_the_build_says_how_to_give_one_and_keeps_nothing() {
+    async fn a_given_mirror_is_built_from() {
         let dir = tempfile::tempdir().unwrap();
-        let builder = builder(dir.path());
+        let mut builder = builder(dir.path());
+        builder.given_mirrors = Some(Mirrors::given("http://given.example.org/debian/"));
         let guest = manifest(dir.path(), "probe-guest", RECIPE);
-        let e = builder.build(&guest, &[]).await.unwrap_err();
-        assert!(e.hint_text().unwrap().contains("--debian-mirror"), "{e}");
-        assert_eq!(builder.built(&guest, &[]).unwrap(), None);
-        let left = fs::read_dir(builder.store.root().join("tmp")).unwrap().count();
-        assert_eq!(left, 0);
+        let found = builder.mirrors(&guest).await.unwrap();
+        assert_eq!(found.archive, "http://given.example.org/debian");
     }
 
     #[tokio::test]
@@ -359,7 +379,7 @@ mod tests {
             Ok(())
         };
         builder.store.make_derived(&key, &builder.patience, put).await.unwrap();
-        // Without a mirror it could not be built: so it was not.
+        // The recipe names no kernel, so it could not be built: it was found.
         let built = builder.build(&guest, &[]).await.unwrap();
         assert_eq!(Some(&built), builder.built(&guest, &[]).unwrap().as_ref());
         assert_eq!(built.cmdline().unwrap(), "quiet probe.boot=disk");

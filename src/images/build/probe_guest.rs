@@ -91,8 +91,8 @@ pub(super) async fn build(recipe: &Recipe, files: &Path, job: &Job<'_>, out: &Pa
         .map_err(|e| e.at(out, None))?;
     let step = |n: u64| job.step(n, 6);
     step(0);
-    let apt = Apt::open(work.path(), job.mirrors()?, &recipe.suite, &recipe.architecture, &job.log)
-        .await?;
+    let apt =
+        Apt::open(work.path(), &job.mirrors, &recipe.suite, &recipe.architecture, &job.log).await?;
     step(1);
     let kernel = apt.depends(&recipe.kernel).await?;
     if kernel.is_empty() {

@@ -12,6 +12,7 @@ pub use keep::restore;
 use super::instance::Instance;
 use super::topology::{self, Networks};
 use crate::cli::host::setup;
+use crate::cli::images::{builder, built};
 use crate::cli::record::NotRun;
 use crate::cli::session::Work;
 use crate::cloud::http::Connector;
@@ -25,6 +26,8 @@ use crate::engine::inventory::Node;
 use crate::engine::journal::Journal;
 use crate::engine::plan::{Plan, Stage};
 use crate::error::{Error, Result};
+use crate::host::HostScope;
+use crate::images::manifest::Manifest;
 use crate::images::store::Store;
 use crate::lab::accel::{self, Accel, Judgement, Notes, Trust};
 use crate::lab::admission::{self, Ledger, Reservation, Room, Turn, Want};
@@ -64,15 +67,38 @@ pub async fn hypervisor() -> Result<Hypervisor> {
     Hypervisor::find(Path::new("qemu-system-x86_64"), Path::new("qemu-img")).await
 }
 
-/// Tools (installed where they may be), memory and disk, before anything is fetched.
-pub async fn host(work: &Work, spec: &LabSpec, store: &Store) -> Result<Hypervisor> {
-    setup(work).await?;
+/// Tools (installed where they may be), memory and disk, before anything is fetched or built.
+/// `images` are those that the run needs: what only building needs is asked for only where one of
+/// them must be built.
+pub async fn host(
+    work: &Work,
+    spec: &LabSpec,
+    store: &Store,
+    images: &[&Manifest],
+) -> Result<Hypervisor> {
+    let unbuilt = unbuilt(work, store, images)?;
+    setup(work, if unbuilt.is_empty() { HostScope::RunLabs } else { HostScope::BuildImages })
+        .await?;
+    for manifest in unbuilt {
+        builder(work, store).mirrors(manifest).await?;
+    }
     let hypervisor = hypervisor().await?;
     let mut room = Room::look(store.root())?;
     // What other labs hold will be free when their turn is over.
     room.memory += ledger(work)?.in_use()?;
     admission::check(spec, room, store.root())?;
     Ok(hypervisor)
+}
+
+/// The recipes whose images are not in the store as they stand.
+fn unbuilt<'m>(work: &Work, store: &Store, images: &[&'m Manifest]) -> Result<Vec<&'m Manifest>> {
+    let mut unbuilt = Vec::new();
+    for manifest in images.iter().filter(|m| m.is_recipe()) {
+        if built(work, store, manifest)?.is_none() {
+            unbuilt.push(*manifest);
+        }
+    }
+    Ok(unbuilt)
 }
 
 fn ledger(work: &Work) -> Result<Ledger> {
@@ -91,6 +117,9 @@ pub async fn reserve(work: &Work, spec: &LabSpec, no_wait: bool) -> Result<Reser
 pub async fn judge(work: &Work, hypervisor: &Hypervisor, trust: Trust) -> Result<Judgement> {
     let scratch = tempfile::tempdir()
         .map_err(|e| Error::host("a temporary folder cannot be made").because(e))?;
+    if let Some(chosen) = work.virtualization.accel() {
+        return accel::judge_chosen(hypervisor, scratch.path(), chosen).await;
+    }
     let notes = Notes::of_store(&work.env.store);
     accel::judge(hypervisor, scratch.path(), &notes, trust).await
 }
@@ -260,7 +289,7 @@ impl Cluster {
             let key = &self.lab.node(name).expect("a node of this spec").host_key;
             key.to_openssh().expect("a host key can be written")
         };
-        let nested = accel::nested(self.lab.accel());
+        let nested = accel::nested(self.lab.accel(), work.virtualization.nested())?;
         topology::of(spec, &self.networks()?, login, nested, host_key)
     }
 

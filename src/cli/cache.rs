@@ -48,7 +48,9 @@ async fn act(work: Work, verb: Cache) -> Result<String> {
             let broken = layers.broken_bytes();
             if json { list_json(&all, broken, valid) } else { Ok(list(&all, broken, valid)) }
         }
-        Cache::Gc { max, all } => collect(&layers, max, all),
+        Cache::Gc { max, all } => {
+            collect(&layers, (!all).then(|| Space { max, ..Space::default() }))
+        }
         Cache::Why { lab } => why(&work, &layers, &lab).await,
     }
 }
@@ -187,12 +189,13 @@ pub fn ago(then: SystemTime) -> String {
     }
 }
 
-fn collect(layers: &Layers, max: Option<u64>, all: bool) -> Result<String> {
+/// Removes layers until the rest fits into `space`; all of them without it.
+fn collect(layers: &Layers, space: Option<Space>) -> Result<String> {
     let there = layers.all()?;
     let bytes = |l: &[Layer]| Usage::together(l.iter().map(|l| &l.usage)).bytes();
-    let limit = match all {
-        true => 0,
-        false => Space { max, ..Space::default() }.limit(bytes(&there), layers.free()?),
+    let limit = match space {
+        None => 0,
+        Some(space) => space.limit(bytes(&there), layers.free()?),
     };
     // Where all that may go is not enough, all that may go goes.
     let order = |limit| budget::evict(&there, None, &[], true, 0, limit);
@@ -342,14 +345,14 @@ mod tests {
             };
             layers.make(rung, "two-node", rung.stage.rank == 6, fill).await.unwrap();
         }
-        let said = collect(&layers, Some(3 << 19), false).unwrap();
+        let said = collect(&layers, Some(Space { max: Some(3 << 19), keep_free: 0 })).unwrap();
         assert!(said.contains("removed booted of two-node"), "{said}");
         assert!(
             said.contains("removed nova of two-node") && !said.contains("cloud-ready"),
             "{said}"
         );
         let _held = layers.find(&rungs[2].key).unwrap().unwrap();
-        let said = collect(&layers, None, true).unwrap();
+        let said = collect(&layers, None).unwrap();
         assert!(said.contains("in use: cloud-ready of two-node"), "{said}");
         assert!(said.ends_with("left in 1 layers\n"), "{said}");
     }

@@ -2,12 +2,12 @@
 //! commands at once.
 
 use super::transport::{Output, Watch};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, FailureCause, Kind, Result};
 use crate::secret::Secret;
 use bytes::Bytes;
 use russh::client::{self, DisconnectReason, Handle, Msg};
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey};
-use russh::{Channel, ChannelMsg, ChannelWriteHalf, Disconnect, Preferred};
+use russh::{AlgorithmKind, Channel, ChannelMsg, ChannelWriteHalf, Disconnect, Preferred};
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -87,32 +87,18 @@ impl HostKey {
 
 /// The connection was lost or could not be made: the only kind of failure worth a second try.
 pub fn lost(what: impl Into<String>) -> Error {
-    Error::lab(what).because(Lost)
+    Error::lab(what).because("the connection is lost").caused_by(FailureCause::ConnectionLost)
 }
 
 /// Was it made by [`lost`], whatever was said of it since?
 pub fn is_lost(e: &Error) -> bool {
-    is_because(e, &Lost)
+    e.cause() == Some(FailureCause::ConnectionLost)
 }
-
-fn is_because(e: &Error, source: &dyn std::error::Error) -> bool {
-    // The house's error shows its source last and hands it out in no other way.
-    e.to_string().ends_with(&format!(": {source}"))
-}
-
-/// The source of every error made by [`lost`].
-#[derive(Debug, thiserror::Error)]
-#[error("the connection is lost")]
-pub struct Lost;
 
 /// Did the server hear the key and say no?
 pub fn is_key_refused(e: &Error) -> bool {
-    is_because(e, &KeyRefused)
+    e.cause() == Some(FailureCause::KeyRefused)
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("it was heard and refused")]
-struct KeyRefused;
 
 /// One connection. Cheap to clone; closed when the last clone is dropped.
 #[derive(Clone)]
@@ -233,7 +219,7 @@ impl Client {
                 ));
             }
             Err(russh::Error::NoCommonAlgo { kind, ours, theirs }) => {
-                return Err(no_common(&host_key, &format!("{kind:?}"), &ours, &theirs));
+                return Err(no_common(&host_key, &kind, &ours, &theirs));
             }
             Err(e) => return Err(lost(format!("SSH handshake: {e}"))),
         };
@@ -255,7 +241,8 @@ impl Client {
                 "the SSH server refused the key {} for user {user}",
                 key.0.public_key().fingerprint(HashAlg::Sha256)
             ))
-            .because(KeyRefused)
+            .because("it was heard and refused")
+            .caused_by(FailureCause::KeyRefused)
             .hint("is the key in that user's authorized_keys, and are its modes 0700 and 0600?"));
         }
         Ok(Client { handle: Arc::new(handle), shared })
@@ -407,14 +394,14 @@ fn wrong_host_key(known: &HostKey, seen: Option<&PublicKey>) -> Error {
     Error::lab(format!("the SSH host key is {seen}, but {pinned} is pinned")).hint(IMPOSTOR)
 }
 
-fn no_common(known: &HostKey, what: &str, ours: &[String], theirs: &[String]) -> Error {
+fn no_common(known: &HostKey, what: &AlgorithmKind, ours: &[String], theirs: &[String]) -> Error {
     let e = Error::lab(format!(
-        "no SSH algorithm in common ({what}): we offer {}, the server {}",
+        "no SSH algorithm in common ({what:?}): we offer {}, the server {}",
         ours.join(","),
         theirs.join(",")
     ));
     match known {
-        HostKey::Pinned(key) if what == "Key" => {
+        HostKey::Pinned(key) if matches!(what, AlgorithmKind::Key) => {
             e.hint(format!("the server has no {} host key, but one is pinned", key.algorithm()))
         }
         _ => e,

@@ -199,9 +199,8 @@ impl Vm {
         let mut lines = self.console.last(15);
         // A panic's own line is followed by a screen of registers.
         if let Some(trouble) = self.console.trouble() {
-            let said = trouble.split_once(": ").map_or(trouble.as_str(), |(_, line)| line);
-            if !lines.iter().any(|line| line.contains(said)) {
-                lines.insert(0, trouble);
+            if !lines.iter().any(|line| line.contains(&trouble.line)) {
+                lines.insert(0, trouble.to_string());
             }
         }
         lines.extend(tail(&self.log, 5));

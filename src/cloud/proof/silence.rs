@@ -137,7 +137,7 @@ mod tests {
     use super::*;
     use crate::cloud::Later;
     use crate::cloud::proof::outside::Connected;
-    use crate::lab::outside::{ConnectFailure, Echo, Neighbour};
+    use crate::lab::outside::{ConnectFailure, Echo, Neighbour, Unreachable};
 
     const T: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 105);
     const C: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 101);
@@ -225,6 +225,47 @@ mod tests {
         let heard = Heard { rounds: 10, control: 10, unsent: 10, why_unsent, ..Heard::default() };
         let e = judge(T, C, &heard).unwrap_err().to_string();
         assert!(e.contains("no route") && e.contains("proves nothing"), "{e}");
+    }
+
+    /// Never gets an attempt out; what it says of that looks like an answer.
+    struct Unplugged(ConnectFailure);
+
+    impl Outside for Unplugged {
+        fn ping(&self, to: Ipv4Addr, _: Duration) -> Later<'_, Result<Option<Echo>>> {
+            let echo = Echo { rtt: MS, ttl: 63 };
+            Box::pin(async move { Ok((to == C).then_some(echo)) })
+        }
+        fn connect(&self, _: SocketAddrV4, _: Duration) -> Later<'_, Connected> {
+            Box::pin(async move { Err(self.0.clone()) })
+        }
+        fn resolve(&self, _: Ipv4Addr, _: Duration) -> Later<'_, Result<Neighbour>> {
+            unreachable!()
+        }
+        fn who_has(&self, _: Ipv4Addr, _: Duration) -> Later<'_, Result<Neighbour>> {
+            unreachable!()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unsent_attempt_is_no_silence_whatever_its_words() {
+        let at = SocketAddrV4::new(T, 22);
+        let no_route = ConnectFailure::Unreachable(Unreachable::NoRoute);
+        for own in [ConnectFailure::Local("refused: reset".into()), no_route] {
+            let outside = Unplugged(own.clone());
+            assert_eq!(knock(&outside, at, MS).await, Knock::Unsent(own));
+            let heard = listen(&outside, T, C, ROUNDS, 5000 * MS).await;
+            assert_eq!((heard.knocks, heard.unsent, heard.control), (0, ROUNDS, ROUNDS));
+            judge(T, C, &heard).unwrap_err();
+        }
+        for silent in [ConnectFailure::TimedOut(MS), no_arp_answer()] {
+            assert_eq!(knock(&Unplugged(silent), at, MS).await, Knock::Silent);
+        }
+        let refused = Unplugged(ConnectFailure::Refused);
+        assert_eq!(knock(&refused, at, MS).await, Knock::Refused);
+    }
+
+    fn no_arp_answer() -> ConnectFailure {
+        ConnectFailure::Unreachable(Unreachable::NoArpAnswer(T))
     }
 
     #[test]

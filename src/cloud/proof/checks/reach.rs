@@ -7,6 +7,7 @@ use crate::cloud::proof::console;
 use crate::cloud::proof::context::{Context, Floating, Guest, fill, known, unless_refused};
 use crate::cloud::proof::guest::{self, Answers};
 use crate::cloud::proof::hidden;
+use crate::cloud::proof::ledger::Batch;
 use crate::cloud::proof::login::{HostKey, KeyPair, Refusal};
 use crate::cloud::proof::outside::{Knock, knock};
 use crate::cloud::proof::silence::{self, ROUNDS};
@@ -29,7 +30,7 @@ pub async fn floating_ip_allocated(c: &Context) -> Result<Finding> {
     let member = c.member()?;
     let made = Net(member).create_floating_ip(&known(&c.public, "the network public")?.id).await?;
     let path = format!("/floatingips/{}", made.id);
-    c.ledger.add(member, "floating IP", Service::Network, path);
+    c.ledger.add_to(Batch::FloatingIp, member, "floating IP", Service::Network, path);
     let seen = format!("{} of `public`", made.floating_ip_address);
     fill(&c.floating, Floating { id: made.id, address: made.floating_ip_address })?;
     pass(seen)

@@ -229,7 +229,8 @@ impl Engine {
     async fn explain(&self, node: &Node, resource: &dyn Resource) -> Vec<String> {
         let Some(script) = resource.evidence() else { return Vec::new() };
         let scripts = [script];
-        let ask = batch::run(node.shell.as_ref(), &scripts, 10, OnFailure::GoOn);
+        let limit = self.patience.speed.scale(ROUND_TRIP).as_secs();
+        let ask = batch::run(node.shell.as_ref(), &scripts, limit, OnFailure::GoOn);
         let what = format!("the journal of {}", resource.id());
         match self.patience.within(&what, ROUND_TRIP, &node.death, ask).await {
             Ok(pieces) => pieces

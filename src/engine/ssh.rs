@@ -165,12 +165,15 @@ impl client::Handler for Handler {
     }
 }
 
-/// Keepalives are asked for after this long without a sign, and this often in vain: a link that
-/// is cut silently is noticed within a minute. A death that closes the stream is noticed at once.
+/// Keepalives are asked for after this long without a sign: a link that is cut silently is noticed
+/// when as many as fit into the longest silence had no answer. A death that closes the stream is
+/// noticed at once.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVES: usize = 5;
 
-fn config(host_key: &HostKey) -> client::Config {
+/// The longest silence of a server that lives, where none was set.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+
+fn config(host_key: &HostKey, silence: Duration) -> client::Config {
     let mut preferred = Preferred::DEFAULT;
     let mut kex = preferred.kex.to_vec();
     // ML-KEM first costs an emulated server dearly; the last is what old dropbears have.
@@ -196,9 +199,14 @@ fn config(host_key: &HostKey) -> client::Config {
         maximum_packet_size: 32 * 1024,
         inactivity_timeout: None,
         keepalive_interval: Some(KEEPALIVE),
-        keepalive_max: KEEPALIVES,
+        keepalive_max: keepalives(silence),
         ..client::Config::default()
     }
+}
+
+/// How many questions may stay unanswered: the connection is lost with the next one.
+fn keepalives(silence: Duration) -> usize {
+    (silence.as_secs() / KEEPALIVE.as_secs()).saturating_sub(1).max(1) as usize
 }
 
 impl Client {
@@ -207,9 +215,23 @@ impl Client {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        Client::connect_patiently(stream, user, key, host_key, LONGEST_SILENCE).await
+    }
+
+    /// The same with a server that may be silent for so long once it is connected.
+    pub async fn connect_patiently<S>(
+        stream: S,
+        user: &str,
+        key: &Key,
+        host_key: HostKey,
+        silence: Duration,
+    ) -> Result<Client>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let shared = Arc::new(Shared::default());
         let handler = Handler { shared: shared.clone(), host_key: host_key.clone() };
-        let config = Arc::new(config(&host_key));
+        let config = Arc::new(config(&host_key, silence));
         let mut handle = match client::connect_stream(config, stream, handler).await {
             Ok(handle) => handle,
             Err(russh::Error::UnknownKey) => {

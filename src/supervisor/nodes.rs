@@ -24,6 +24,8 @@ pub const HANDSHAKE: Duration =
 /// A machine that boots has its address before its SSH server listens: so long a refusal is not
 /// believed, on the reference machine.
 const LISTENING: Duration = Duration::from_secs(4);
+/// A node that pages its memory in again says nothing for so long, on the reference machine.
+const SILENCE: Duration = Duration::from_secs(15);
 const REFUSED_AGAIN: Duration = Duration::from_millis(200);
 /// To give back what a node keeps and does not need, on the reference machine.
 const SLIMMING: Duration = Duration::from_secs(30);
@@ -114,7 +116,8 @@ fn reach_one(lab: &Lab, machine: &crate::lab::Node, speed: &Speed) -> Result<Nod
     let key = ssh::Key::from_openssh(&lab.login_key().private_pem())?;
     let host_key = ssh::HostKey::Pinned(machine.host_key.clone());
     let shell = Ssh::new(name, lab.login_user(), key, host_key, connect)
-        .handshake_within(speed.scale(HANDSHAKE));
+        .handshake_within(speed.scale(HANDSHAKE))
+        .silent_for(speed.scale(SILENCE).max(ssh::LONGEST_SILENCE));
     // Only Debian is provisioned today: the recipe `debian-13-node`.
     let mut node = Node::new(name, Family::Debian, Arc::new(shell)).death(machine.vm.death());
     for nic in &machine.spec.nics {

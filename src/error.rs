@@ -3,6 +3,7 @@
 //! Rooms build an [`Error`] with a [`Kind`]; the kind alone decides the exit code, so that the
 //! documented codes cannot drift from the code that fails.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -70,6 +71,21 @@ impl Kind {
     }
 }
 
+/// What happened beneath a failure, where code decides by it. A message may be reworded at any time;
+/// this is the only part of an error, beside its [`Kind`] and its typed sources, that code matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureCause {
+    /// A deadline passed. Something was slow or silent; nothing is known to be wrong.
+    TimedOut,
+    /// An SSH connection was lost or could not be made: worth a second try.
+    ConnectionLost,
+    /// The SSH server received the key and refused it.
+    KeyRefused,
+    /// Files of the thing that was read are missing, cut off or changed: its own bytes are bad.
+    FilesDamaged,
+}
+
 /// An error with everything its reader needs. Built with [`Error::new`] and the `with_*` methods.
 #[derive(Debug)]
 pub struct Error(Box<Inner>);
@@ -83,6 +99,7 @@ struct Inner {
     /// The last lines that explain it (a console, a journal, a tool's stderr).
     evidence: Vec<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    cause: Option<FailureCause>,
     blameless: bool,
 }
 
@@ -95,6 +112,7 @@ impl Error {
             hint: None,
             evidence: Vec::new(),
             source: None,
+            cause: None,
             blameless: false,
         }))
     }
@@ -139,8 +157,13 @@ impl Error {
         self.0.source = Some(source.into());
         self
     }
-    /// It says nothing against what was used when it happened: a deadline that a busy machine
-    /// missed, a file that another version wrote.
+    /// Marks what happened beneath, for code that decides by it: see [`Error::cause`].
+    pub fn caused_by(mut self, cause: FailureCause) -> Self {
+        self.0.cause = Some(cause);
+        self
+    }
+    /// It says nothing against what was used when it happened: a file that another version wrote.
+    /// A deadline that a busy machine missed says so without this.
     pub fn blameless(mut self) -> Self {
         self.0.blameless = true;
         self
@@ -160,7 +183,22 @@ impl Error {
         self.0.kind
     }
     pub fn is_blameless(&self) -> bool {
-        self.0.blameless
+        self.0.blameless || self.cause() == Some(FailureCause::TimedOut)
+    }
+    /// What happened beneath: of this error, or of the nearest one of ours among its sources.
+    pub fn cause(&self) -> Option<FailureCause> {
+        self.0.cause.or_else(|| self.find::<Error>()?.cause())
+    }
+    /// The nearest source of the type `T`.
+    pub fn find<T: std::error::Error + 'static>(&self) -> Option<&T> {
+        let mut next = std::error::Error::source(self);
+        while let Some(source) = next {
+            if let Some(found) = source.downcast_ref::<T>() {
+                return Some(found);
+            }
+            next = source.source();
+        }
+        None
     }
     pub fn message(&self) -> &str {
         &self.0.message
@@ -193,7 +231,12 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+/// [`Error`]'s own text ends with its source already: a printer of chains stops at the first.
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
 
 /// Turns any error into ours, saying what was being done.
 pub trait Context<T> {
@@ -228,5 +271,38 @@ mod tests {
             .at("labs/x.toml", Some(7))
             .because("did you mean `memory`?");
         assert_eq!(e.to_string(), "labs/x.toml:7: unknown key `memroy`: did you mean `memory`?");
+    }
+
+    #[test]
+    fn cause_survives_rewording_and_wrapping() {
+        let lost = || Error::lab("cut").caused_by(FailureCause::ConnectionLost);
+        let wrapped = Error::provision("step x").because(lost());
+        let twice = Error::lab("node a").because(std::io::Error::other(wrapped));
+        let reworded = lost().while_doing("a").of_kind(Kind::Proof).hint("look").evidence(["x"]);
+        for e in [lost(), reworded, twice] {
+            assert_eq!(e.cause(), Some(FailureCause::ConnectionLost), "{e}");
+        }
+        let nearer = Error::lab("late").caused_by(FailureCause::TimedOut).because(lost());
+        assert_eq!(nearer.cause(), Some(FailureCause::TimedOut));
+        // The same words without the type.
+        let words = Error::lab("the connection is lost").because("the connection is lost");
+        assert_eq!(words.cause(), None);
+    }
+
+    #[test]
+    fn find_returns_a_wrapped_std_error() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let e = Error::lab("no session").because(Error::lab("no stream").because(refused));
+        let found = e.find::<std::io::Error>().map(std::io::Error::kind);
+        assert_eq!(found, Some(std::io::ErrorKind::ConnectionRefused));
+        assert!(e.find::<fmt::Error>().is_none());
+    }
+
+    #[test]
+    fn only_a_deadline_or_a_mark_is_blameless() {
+        assert!(Error::lab("x").caused_by(FailureCause::TimedOut).is_blameless());
+        assert!(Error::lab("x").blameless().is_blameless());
+        assert!(!Error::input("x").caused_by(FailureCause::FilesDamaged).is_blameless());
+        assert!(!Error::lab("waited 5 s, in vain").is_blameless());
     }
 }

@@ -9,7 +9,7 @@ mod together;
 
 pub use together::together;
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, FailureCause, Kind};
 use crate::event::{Event, Events};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -242,8 +242,7 @@ fn late(what: &str, deadline: Duration, last: Option<&str>) -> Error {
         Kind::Lab,
         format!("waited {:.0} s for {what}, in vain", deadline.as_secs_f64()),
     );
-    // It says that somebody was slow, and not who.
-    let e = e.blameless();
+    let e = e.caused_by(FailureCause::TimedOut);
     match last {
         Some(seen) => e.evidence([format!("last seen: {seen}")]),
         None => e,
@@ -312,7 +311,8 @@ mod tests {
             .await;
         assert_eq!(start.elapsed().as_secs(), 30);
         let e = out.unwrap_err();
-        assert!(e.message().contains("30 s") && e.is_blameless(), "{e}");
+        assert!(e.message().contains("30 s"), "{e}");
+        assert_eq!(e.cause(), Some(FailureCause::TimedOut));
         assert_eq!(e.evidence_lines(), ["last seen: no lease, failing"]);
     }
 
@@ -327,7 +327,7 @@ mod tests {
         });
         let e = wait.await.unwrap_err();
         assert_eq!((e.kind(), e.hint_text()), (Kind::Host, Some("free some space")));
-        assert!(e.message().ends_with("but the host's disk is full") && !e.is_blameless(), "{e}");
+        assert!(e.message().ends_with("but the host's disk is full") && e.cause().is_none(), "{e}");
     }
 
     const LOOK: Duration = Duration::from_millis(100);

@@ -142,13 +142,21 @@ impl fmt::Display for ApiError {
     }
 }
 
-impl std::error::Error for ApiError {}
+impl std::error::Error for ApiError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_ref().map(|cause| cause as _)
+    }
+}
 
 impl From<ApiError> for Error {
     fn from(e: ApiError) -> Error {
         let kind = e.cause.as_ref().map_or(Kind::Proof, Error::kind);
         let evidence = e.cause.iter().flat_map(|c| c.evidence_lines().to_vec()).collect::<Vec<_>>();
-        Error::new(kind, e.to_string()).evidence(evidence)
+        let error = Error::new(kind, e.to_string()).evidence(evidence);
+        match e.cause.as_ref().and_then(Error::cause) {
+            Some(cause) => error.caused_by(cause),
+            None => error,
+        }
     }
 }
 

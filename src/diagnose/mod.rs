@@ -8,11 +8,10 @@ pub mod signatures;
 pub use plan::{Role, collect_plan};
 pub use signatures::{Cause, causes};
 
+use crate::error::{Error, FailureCause};
 use crate::event::{Check, Status};
+use crate::lab::outside::ConnectFailure;
 use std::fmt;
-
-/// Begins the line that stands for a text which a node did not give; the error follows.
-pub const NOT_READ: &str = "(not read: ";
 
 /// A text that was gathered: a console, a journal, a service's log.
 #[derive(Clone, Debug)]
@@ -20,6 +19,35 @@ pub struct Text {
     /// Where it is kept: `openstack1/neutron-l3-agent.log`.
     pub name: String,
     pub content: String,
+    /// Why the node did not give it; the content is then a line of ours, for a person.
+    pub unread: Option<Unread>,
+}
+
+/// Why a node did not give a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// It cannot be connected to, or the connection was lost.
+    Unreachable,
+    /// No answer came in time.
+    TimedOut,
+    Other,
+}
+
+impl Text {
+    pub fn new(name: impl Into<String>, content: impl Into<String>) -> Text {
+        Text { name: name.into(), content: content.into(), unread: None }
+    }
+    /// Stands for a text that could not be read.
+    pub fn unread(name: impl Into<String>, error: &Error) -> Text {
+        let unread = match error.cause() {
+            Some(FailureCause::ConnectionLost) => Unread::Unreachable,
+            _ if error.find::<ConnectFailure>().is_some() => Unread::Unreachable,
+            Some(FailureCause::TimedOut) => Unread::TimedOut,
+            _ => Unread::Other,
+        };
+        let content = format!("(not read: {error})\n");
+        Text { name: name.into(), content, unread: Some(unread) }
+    }
 }
 
 /// Why a check failed, as far as it is known. Prints as the lines that a person reads.
@@ -38,7 +66,7 @@ const MOST_CAUSES: usize = 5;
 
 /// Explains a failed check by its own evidence and by the texts gathered after it.
 pub fn explain(check: &Check, texts: &[Text]) -> Diagnosis {
-    let own = Text { name: "the check's evidence".into(), content: check.evidence.clone() };
+    let own = Text::new("the check's evidence", check.evidence.clone());
     let mut all = vec![own];
     all.extend_from_slice(texts);
     let mut causes = causes(&all);
@@ -84,11 +112,10 @@ mod tests {
 
     #[test]
     fn a_failure_is_explained_by_the_line_that_says_why() {
-        let texts = [Text {
-            name: "openstack1/nova-scheduler.log".into(),
-            content: "INFO started\nINFO Got no allocation candidates from the Placement API.\n"
-                .into(),
-        }];
+        let texts = [Text::new(
+            "openstack1/nova-scheduler.log",
+            "INFO started\nINFO Got no allocation candidates from the Placement API.\n",
+        )];
         let checks = [
             Check { status: Status::Pass, ..failed("") },
             failed("the server went to ERROR\n  No valid host was found."),

@@ -1,6 +1,6 @@
 //! Lines that are known to explain failures, and what each means.
 
-use super::{NOT_READ, Text};
+use super::{Text, Unread};
 
 /// A known line, found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ const fn sign(weight: u8, signs: &'static [&'static str], meaning: &'static str)
 
 const STOOD_STILL: &str = "this node answers nobody any more: it stands still, or went away; its console \
                            and `stackproof`'s log say when";
+const NO_ANSWER: &str = "what was asked on this node got no answer in time: the service asked, or all \
+                         of it, stands still";
 
 const SIGNATURES: &[Signature] = &[
     // The image.
@@ -64,13 +66,6 @@ const SIGNATURES: &[Signature] = &[
     sign(3, &["Out of memory: Killed process"], "the node ran out of memory and killed a process"),
     sign(3, &["No space left on device"], "a disk is full"),
     // The nodes themselves.
-    sign(3, &[NOT_READ, "stopped answering"], STOOD_STILL),
-    sign(3, &[NOT_READ, "the connection is lost"], STOOD_STILL),
-    sign(
-        2,
-        &[NOT_READ, "waited ", "in vain"],
-        "what was asked on this node got no answer in time: the service asked, or all of it, stands still",
-    ),
     // The names of nodes.
     sign(3, &["Possible rename detected"], "the node was renamed: nova-compute refuses to start"),
     // Wiring.
@@ -123,18 +118,6 @@ const SIGNATURES: &[Signature] = &[
     ),
     sign(3, &["does not support x86-64-v"], "the CPU model is too old for this system"),
     sign(2, &["Kernel panic"], "a kernel panicked"),
-    // From outside.
-    sign(
-        3,
-        &["Incomplete"],
-        "nobody answers ARP for the address: the external NIC is not in br-ex, or the bridge \
-         mapping is wrong",
-    ),
-    sign(
-        2,
-        &["ping works and SSH does not"],
-        "large packets are lost: VXLAN takes 50 bytes of the MTU",
-    ),
     // Foundation.
     sign(3, &["ACCESS_REFUSED"], "RabbitMQ refuses this user's name or password"),
     sign(
@@ -167,7 +150,8 @@ pub fn causes(texts: &[Text]) -> Vec<Cause> {
         if found.iter().any(|c| c.meaning == signature.meaning) {
             continue;
         }
-        let hit = texts.iter().find_map(|text| {
+        // A line of ours is no log: what it stands for is a type.
+        let hit = texts.iter().filter(|text| text.unread.is_none()).find_map(|text| {
             let lines: Vec<&str> = text.content.lines().collect();
             let at = lines.iter().rposition(|l| signature.signs.iter().all(|s| l.contains(s)))?;
             Some((text, at, lines[at]))
@@ -182,8 +166,19 @@ pub fn causes(texts: &[Text]) -> Vec<Cause> {
             });
         }
     }
+    found.extend(unread(texts));
     found.sort_by_key(|c| std::cmp::Reverse(c.weight));
     found
+}
+
+/// What it means that texts are missing: each reason once, with the first text that lacks for it.
+fn unread(texts: &[Text]) -> impl Iterator<Item = Cause> {
+    let reasons = [(Unread::Unreachable, STOOD_STILL, 3), (Unread::TimedOut, NO_ANSWER, 2)];
+    reasons.into_iter().filter_map(|(reason, meaning, weight)| {
+        let text = texts.iter().find(|text| text.unread == Some(reason))?;
+        let excerpt = shortened(text.content.trim());
+        Some(Cause { meaning, text: text.name.clone(), line: 1, excerpt, weight })
+    })
 }
 
 fn shortened(line: &str) -> String {
@@ -196,9 +191,11 @@ fn shortened(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::{Error, FailureCause};
+    use crate::lab::outside::ConnectFailure;
 
     fn found(line: &str) -> Vec<Cause> {
-        causes(&[Text { name: "log".into(), content: format!("before\n{line}\nafter\n") }])
+        causes(&[Text::new("log", format!("before\n{line}\nafter\n"))])
     }
 
     /// Lines as the services write them.
@@ -217,10 +214,6 @@ mod tests {
             ("neutron-l3-agent on openstack1 is XXX", "heartbeat"),
             ("failed 20/20: up 75.23. request failed", "metadata"),
             ("udhcpc: no lease, failing", "DHCP"),
-            ("(not read: opening an SSH session: the server stopped answering: x)", "stands still"),
-            ("(not read: waited 66 s for nova.log of openstack2, in vain)", "stands still"),
-            ("(not read: running a command over SSH: the connection is lost)", "stands still"),
-            ("last seen: 172.24.4.105 is Incomplete, 172.24.4.101 is Incomplete", "br-ex"),
             ("Fatal glibc error: CPU does not support x86-64-v2", "CPU model"),
             ("AMQPLAIN login refused: (403) ACCESS_REFUSED - Login was", "RabbitMQ"),
             ("OperationalError: (1045, \"Access denied for user 'nova'@'h'\")", "password"),
@@ -230,6 +223,24 @@ mod tests {
             let causes = found(line);
             assert!(causes.iter().any(|c| c.meaning.contains(meaning)), "{line}: {causes:?}");
             assert_eq!(causes[0].line, 2);
+        }
+    }
+
+    #[test]
+    fn unread_text_is_explained_by_its_type() {
+        let refused = ConnectFailure::Refused.into_error("10.0.0.1:22".parse().unwrap());
+        let late = Error::lab("any words").caused_by(FailureCause::TimedOut);
+        for (error, meaning) in [
+            (crate::engine::ssh::lost("any words"), Some(STOOD_STILL)),
+            (refused.while_doing("connecting to a"), Some(STOOD_STILL)),
+            (late.while_doing("a"), Some(NO_ANSWER)),
+            // The words of a known line, and of a timeout, in an error of ours.
+            (Error::lab("waited 5 s, in vain: Kernel panic: the connection is lost"), None),
+        ] {
+            let texts = [Text::new("a/nova.log", "fine"), Text::unread("a/ovs.txt", &error)];
+            let found = causes(&texts);
+            assert_eq!(found.first().map(|c| c.meaning), meaning, "{error}");
+            assert!(found.iter().all(|c| c.text == "a/ovs.txt"), "{found:?}");
         }
     }
 
@@ -248,11 +259,8 @@ mod tests {
     #[test]
     fn roots_stand_before_what_wraps_them_and_the_last_line_counts() {
         let texts = [
-            Text { name: "a".into(), content: "No valid host was found".into() },
-            Text {
-                name: "b".into(),
-                content: "is not mapped to any cell\nx\nHost 'y' is not mapped to any cell".into(),
-            },
+            Text::new("a", "No valid host was found"),
+            Text::new("b", "is not mapped to any cell\nx\nHost 'y' is not mapped to any cell"),
         ];
         let causes = causes(&texts);
         assert_eq!(causes.len(), 2);

@@ -7,7 +7,7 @@ use super::observe::{Sight, observe};
 use super::plan::{Order, Plan, Step};
 use super::resource::{Resource, Script, Verdict};
 use super::ssh;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, FailureCause, Kind, Result};
 use crate::wait::{Death, Patience, Poll};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -217,9 +217,11 @@ impl Engine {
         let what = format!("{what} on {}", node.name);
         let done = self.patience.within(&what, nominal + ROUND_TRIP, &node.death, work).await;
         // A machine that lives and is late with a change is no failure of the lab.
-        done.map_err(|e| match e.is_blameless() && node.death.cause().is_none() {
-            true => e.of_kind(Kind::Provision),
-            false => e,
+        done.map_err(|e| match e.cause() {
+            Some(FailureCause::TimedOut) if node.death.cause().is_none() => {
+                e.of_kind(Kind::Provision)
+            }
+            _ => e,
         })
     }
 
@@ -227,7 +229,8 @@ impl Engine {
     async fn explain(&self, node: &Node, resource: &dyn Resource) -> Vec<String> {
         let Some(script) = resource.evidence() else { return Vec::new() };
         let scripts = [script];
-        let ask = batch::run(node.shell.as_ref(), &scripts, 10, OnFailure::GoOn);
+        let limit = self.patience.speed.scale(ROUND_TRIP).as_secs();
+        let ask = batch::run(node.shell.as_ref(), &scripts, limit, OnFailure::GoOn);
         let what = format!("the journal of {}", resource.id());
         match self.patience.within(&what, ROUND_TRIP, &node.death, ask).await {
             Ok(pieces) => pieces

@@ -2,12 +2,12 @@
 //! commands at once.
 
 use super::transport::{Output, Watch};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, FailureCause, Kind, Result};
 use crate::secret::Secret;
 use bytes::Bytes;
 use russh::client::{self, DisconnectReason, Handle, Msg};
 use russh::keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey};
-use russh::{Channel, ChannelMsg, ChannelWriteHalf, Disconnect, Preferred};
+use russh::{AlgorithmKind, Channel, ChannelMsg, ChannelWriteHalf, Disconnect, Preferred};
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -87,32 +87,18 @@ impl HostKey {
 
 /// The connection was lost or could not be made: the only kind of failure worth a second try.
 pub fn lost(what: impl Into<String>) -> Error {
-    Error::lab(what).because(Lost)
+    Error::lab(what).because("the connection is lost").caused_by(FailureCause::ConnectionLost)
 }
 
 /// Was it made by [`lost`], whatever was said of it since?
 pub fn is_lost(e: &Error) -> bool {
-    is_because(e, &Lost)
+    e.cause() == Some(FailureCause::ConnectionLost)
 }
-
-fn is_because(e: &Error, source: &dyn std::error::Error) -> bool {
-    // The house's error shows its source last and hands it out in no other way.
-    e.to_string().ends_with(&format!(": {source}"))
-}
-
-/// The source of every error made by [`lost`].
-#[derive(Debug, thiserror::Error)]
-#[error("the connection is lost")]
-pub struct Lost;
 
 /// Did the server hear the key and say no?
 pub fn is_key_refused(e: &Error) -> bool {
-    is_because(e, &KeyRefused)
+    e.cause() == Some(FailureCause::KeyRefused)
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("it was heard and refused")]
-struct KeyRefused;
 
 /// One connection. Cheap to clone; closed when the last clone is dropped.
 #[derive(Clone)]
@@ -179,12 +165,15 @@ impl client::Handler for Handler {
     }
 }
 
-/// Keepalives are asked for after this long without a sign, and this often in vain: a link that
-/// is cut silently is noticed within a minute. A death that closes the stream is noticed at once.
+/// Keepalives are asked for after this long without a sign: a link that is cut silently is noticed
+/// when as many as fit into the longest silence had no answer. A death that closes the stream is
+/// noticed at once.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVES: usize = 5;
 
-fn config(host_key: &HostKey) -> client::Config {
+/// The longest silence of a server that lives, where none was set.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+
+fn config(host_key: &HostKey, silence: Duration) -> client::Config {
     let mut preferred = Preferred::DEFAULT;
     let mut kex = preferred.kex.to_vec();
     // ML-KEM first costs an emulated server dearly; the last is what old dropbears have.
@@ -210,9 +199,14 @@ fn config(host_key: &HostKey) -> client::Config {
         maximum_packet_size: 32 * 1024,
         inactivity_timeout: None,
         keepalive_interval: Some(KEEPALIVE),
-        keepalive_max: KEEPALIVES,
+        keepalive_max: keepalives(silence),
         ..client::Config::default()
     }
+}
+
+/// How many questions may stay unanswered: the connection is lost with the next one.
+fn keepalives(silence: Duration) -> usize {
+    (silence.as_secs() / KEEPALIVE.as_secs()).saturating_sub(1).max(1) as usize
 }
 
 impl Client {
@@ -221,9 +215,23 @@ impl Client {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        Client::connect_patiently(stream, user, key, host_key, LONGEST_SILENCE).await
+    }
+
+    /// The same with a server that may be silent for so long once it is connected.
+    pub async fn connect_patiently<S>(
+        stream: S,
+        user: &str,
+        key: &Key,
+        host_key: HostKey,
+        silence: Duration,
+    ) -> Result<Client>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let shared = Arc::new(Shared::default());
         let handler = Handler { shared: shared.clone(), host_key: host_key.clone() };
-        let config = Arc::new(config(&host_key));
+        let config = Arc::new(config(&host_key, silence));
         let mut handle = match client::connect_stream(config, stream, handler).await {
             Ok(handle) => handle,
             Err(russh::Error::UnknownKey) => {
@@ -233,7 +241,7 @@ impl Client {
                 ));
             }
             Err(russh::Error::NoCommonAlgo { kind, ours, theirs }) => {
-                return Err(no_common(&host_key, &format!("{kind:?}"), &ours, &theirs));
+                return Err(no_common(&host_key, &kind, &ours, &theirs));
             }
             Err(e) => return Err(lost(format!("SSH handshake: {e}"))),
         };
@@ -255,7 +263,8 @@ impl Client {
                 "the SSH server refused the key {} for user {user}",
                 key.0.public_key().fingerprint(HashAlg::Sha256)
             ))
-            .because(KeyRefused)
+            .because("it was heard and refused")
+            .caused_by(FailureCause::KeyRefused)
             .hint("is the key in that user's authorized_keys, and are its modes 0700 and 0600?"));
         }
         Ok(Client { handle: Arc::new(handle), shared })
@@ -407,14 +416,14 @@ fn wrong_host_key(known: &HostKey, seen: Option<&PublicKey>) -> Error {
     Error::lab(format!("the SSH host key is {seen}, but {pinned} is pinned")).hint(IMPOSTOR)
 }
 
-fn no_common(known: &HostKey, what: &str, ours: &[String], theirs: &[String]) -> Error {
+fn no_common(known: &HostKey, what: &AlgorithmKind, ours: &[String], theirs: &[String]) -> Error {
     let e = Error::lab(format!(
-        "no SSH algorithm in common ({what}): we offer {}, the server {}",
+        "no SSH algorithm in common ({what:?}): we offer {}, the server {}",
         ours.join(","),
         theirs.join(",")
     ));
     match known {
-        HostKey::Pinned(key) if what == "Key" => {
+        HostKey::Pinned(key) if matches!(what, AlgorithmKind::Key) => {
             e.hint(format!("the server has no {} host key, but one is pinned", key.algorithm()))
         }
         _ => e,

@@ -1,13 +1,15 @@
 //! The guest agent of a node: a line of JSON at a time through a virtio port, without network and
 //! without login. Used where it runs; not every guest has one.
 
+use super::clock::{ClockAim, ClockOffset, since_epoch};
 use super::qemu::AGENT_SOCKET;
 use crate::error::{Context, Error, Kind, Result};
 use serde_json::{Value, json};
+use std::fmt;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
@@ -16,9 +18,6 @@ const SENTINEL: u8 = 0xff;
 
 /// No answer of those that are asked for comes near it, in bytes.
 const LONGEST: u64 = 1 << 20;
-
-/// A clock this near to ours is right: the rest is for the guest's own time service.
-const NEAR: Duration = Duration::from_secs(2);
 
 /// A conversation with an agent. QEMU lets one be held at a time.
 pub struct Agent<S>(BufReader<S>);
@@ -64,24 +63,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Agent<S> {
         }
     }
 
-    /// Sets the guest's clock to ours.
-    pub async fn step_clock(&mut self) -> Result<()> {
-        let now = since_epoch().as_nanos() as i64;
+    /// Sets the guest's clock to ours, once. Says what is wrong where it is not right after that:
+    /// the next try is aimed better.
+    pub async fn set_clock(&mut self, aim: &mut ClockAim) -> Result<ClockSetting> {
+        let target = aim.target().as_nanos() as i64;
         // It sets the clock first and then the hardware's by a program that not every guest has:
         // what the clock says afterwards is what counts.
-        let set = self.call("guest-set-time", json!({ "time": now })).await;
-        let before = since_epoch();
+        let set = self.call("guest-set-time", json!({ "time": target })).await;
+        let asked = since_epoch();
         let shown = self.call("guest-get-time", json!({})).await?;
-        let after = since_epoch();
         let shown = Duration::from_nanos(shown.as_u64().unwrap_or(0));
-        if shown + NEAR >= before && shown <= after + NEAR {
-            return Ok(());
-        }
-        let off = shown.as_secs_f64() - after.as_secs_f64();
-        let error = Error::lab(format!("the guest's clock is still {off:+.1} s off"));
-        Err(match set {
-            Ok(_) => error,
-            Err(why) => error.because(why),
+        Ok(match aim.judge(asked, (shown, shown), since_epoch()) {
+            None => ClockSetting::Right,
+            Some(offset) => ClockSetting::Off { offset, refusal: set.err() },
         })
     }
 
@@ -120,8 +114,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Agent<S> {
     }
 }
 
-fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+/// What came of setting a guest's clock once.
+#[derive(Debug)]
+pub enum ClockSetting {
+    Right,
+    Off {
+        offset: ClockOffset,
+        /// What the agent said against it, which may have set the clock all the same.
+        refusal: Option<Error>,
+    },
+}
+
+impl fmt::Display for ClockSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ClockSetting::Right => f.write_str("its clock is right"),
+            ClockSetting::Off { offset, refusal: None } => write!(f, "its clock is {offset}"),
+            ClockSetting::Off { offset, refusal: Some(why) } => {
+                write!(f, "its clock is {offset}: {why}")
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -176,13 +189,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_clock_that_stood_still_for_a_day_is_stepped_though_there_is_no_hwclock() {
-        with(-DAY, false).await.step_clock().await.unwrap();
+        let set = with(-DAY, false).await.set_clock(&mut ClockAim::default()).await.unwrap();
+        assert!(matches!(set, ClockSetting::Right), "{set}");
     }
 
     #[tokio::test]
     async fn a_clock_that_cannot_be_set_is_told_with_the_agents_reason() {
-        let error = with(-DAY, true).await.step_clock().await.unwrap_err().to_string();
-        assert!(error.contains("-86400.0 s off") && error.contains("no hwclock"), "{error}");
+        let set = with(-DAY, true).await.set_clock(&mut ClockAim::default()).await.unwrap();
+        assert!(matches!(set, ClockSetting::Off { .. }));
+        let text = set.to_string();
+        assert!(text.contains("-86400.0 s off") && text.contains("no hwclock"), "{text}");
     }
 
     #[tokio::test]

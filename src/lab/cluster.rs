@@ -33,6 +33,10 @@ const TRY_EVERY: Duration = Duration::from_millis(100);
 /// One try: a booting node does not answer ARP, and costs a fresh question each time.
 const ONE_TRY: Duration = Duration::from_secs(3);
 
+/// From the connection to the server's version, on the reference machine, and never less than
+/// [`ONE_TRY`]: given up earlier, a slow node starts a server for every try and finishes none.
+const BANNER_TIMEOUT: Duration = Duration::from_secs(1);
+
 const SSH: u16 = 22;
 
 /// The seed in a node's directory.
@@ -464,16 +468,17 @@ async fn ssh_banner(
     patience: &Patience,
 ) -> Result<()> {
     let what = format!("SSH of {name} at {at}");
-    patience.until(&what, within, TRY_EVERY, death, || try_banner(leg, at)).await
+    let limit = patience.speed.scale(BANNER_TIMEOUT).max(ONE_TRY);
+    patience.until(&what, within, TRY_EVERY, death, || try_banner(leg, at, limit)).await
 }
 
-async fn try_banner(leg: &Leg, at: SocketAddrV4) -> Poll<()> {
+async fn try_banner(leg: &Leg, at: SocketAddrV4, limit: Duration) -> Poll<()> {
     let mut stream = match leg.connect(at, ONE_TRY).await {
         Ok(stream) => stream,
         Err(e) => return Poll::NotYet(e.to_string()),
     };
     let mut banner = [0u8; 8];
-    match tokio::time::timeout(ONE_TRY, stream.read_exact(&mut banner)).await {
+    match tokio::time::timeout(limit, stream.read_exact(&mut banner)).await {
         Ok(Ok(_)) if &banner == b"SSH-2.0-" => Poll::Ready(()),
         Ok(Ok(_)) => {
             let said = String::from_utf8_lossy(&banner).into_owned();

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::secret::Redactor;
 use crate::wait::{Death, Patience};
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -31,6 +32,19 @@ const TROUBLE: &[(&str, &str)] = &[
     ("Dropping to a shell!", "its initramfs did not find the root file system"),
     ("No bootable device", "its BIOS found nothing to boot"),
 ];
+
+/// A line that says that the guest is lost, and what it means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    pub meaning: &'static str,
+    pub line: String,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.meaning, self.line)
+    }
+}
 
 /// The captured console. Cheap to clone; the capture ends with the stream.
 #[derive(Clone, Debug)]
@@ -60,7 +74,7 @@ struct State {
     partial: String,
     partial_at: Duration,
     waiters: Vec<Waiter>,
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
 }
 
 /// One line, redacted, without control characters.
@@ -146,7 +160,7 @@ impl Console {
     }
 
     /// Why the guest is lost, if its console says so.
-    pub fn trouble(&self) -> Option<String> {
+    pub fn trouble(&self) -> Option<Trouble> {
         self.0.state().trouble.clone()
     }
 
@@ -267,7 +281,8 @@ impl Capture {
         state.lines.push_back(line.clone());
         state.tell_waiters(&line);
         let trouble = TROUBLE.iter().find(|(sign, _)| line.text.contains(sign));
-        let news = trouble.map(|(_, meaning)| format!("{meaning}: {}", line.text.trim()));
+        let news =
+            trouble.map(|(_, meaning)| Trouble { meaning, line: line.text.trim().to_owned() });
         if let Some(news) = &news
             && state.trouble.is_none()
         {
@@ -281,7 +296,7 @@ impl Capture {
         if let Some(news) = news
             && let Some(tell) = self.on_trouble.take()
         {
-            tell(news);
+            tell(news.to_string());
         }
     }
 
@@ -438,7 +453,7 @@ mod tests {
         let told = bench.trouble.lock().unwrap().clone();
         let wanted = "its kernel panicked: [ 1.0] Kernel panic - not syncing: VFS: no root";
         assert_eq!(told, [wanted]);
-        assert_eq!(bench.console.trouble().as_deref(), Some(wanted));
+        assert_eq!(bench.console.trouble().unwrap().to_string(), wanted);
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ pub mod accel;
 pub mod admission;
 pub mod agent;
 pub mod checkpoint;
+pub mod clock;
 mod cluster;
 pub mod console;
 pub mod disk;

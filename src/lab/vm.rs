@@ -30,8 +30,10 @@ const CONNECTS: Duration = Duration::from_secs(20);
 /// After `quit` QEMU closes its disks and goes.
 const QUITS: Duration = Duration::from_secs(10);
 
-/// How long the last events may trail the exit.
-const LAST_EVENTS: Duration = Duration::from_millis(500);
+/// How long the last events may trail the exit. They end with the monitor's socket, which ended with
+/// QEMU: only a host that is out of breath takes longer than a moment, and it must not change why the
+/// machine ended.
+const LAST_EVENTS: Duration = Duration::from_secs(30);
 
 /// What [`Vm::start`] needs.
 #[derive(Debug)]
@@ -199,9 +201,8 @@ impl Vm {
         let mut lines = self.console.last(15);
         // A panic's own line is followed by a screen of registers.
         if let Some(trouble) = self.console.trouble() {
-            let said = trouble.split_once(": ").map_or(trouble.as_str(), |(_, line)| line);
-            if !lines.iter().any(|line| line.contains(said)) {
-                lines.insert(0, trouble);
+            if !lines.iter().any(|line| line.contains(&trouble.line)) {
+                lines.insert(0, trouble.to_string());
             }
         }
         lines.extend(tail(&self.log, 5));

@@ -5,7 +5,7 @@ use super::rungs::Rung;
 use super::store::{Held, Layer, Layers, Made};
 use super::why::{Standing, standing};
 use crate::engine::plan::Stage;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, FailureCause, Kind, Result};
 use crate::event::Events;
 use crate::lab::spec::Bytes;
 use std::path::{Path, PathBuf};
@@ -17,9 +17,9 @@ pub trait Site: Send {
     /// From nothing to the first stage.
     fn boot(&mut self) -> impl Future<Output = Result<Self::Lab>> + Send;
 
-    /// A lab as it stood at `stage`. An error of the kind [`Kind::Host`] or [`Kind::Interrupted`]
-    /// says nothing against the checkpoint, nor does one that is [blameless](Error::blameless) or
-    /// of the image that is not in it ([`Kind::Image`]); every other does.
+    /// A lab as it stood at `stage`. The layer is put aside for an error whose cause is
+    /// [`FailureCause::FilesDamaged`] and for no other. One of the kind [`Kind::Host`] or
+    /// [`Kind::Interrupted`] ends the run; after any other the run begins from an earlier stage.
     fn restore(
         &mut self,
         stage: Stage,
@@ -103,7 +103,8 @@ impl Climb<'_> {
         site: &mut S,
         before: &[Layer],
     ) -> Result<(S::Lab, usize, Option<Held>)> {
-        let mut broken: Option<Stage> = None;
+        // The first layer that failed for a reason that may be a defect.
+        let mut failed: Option<Stage> = None;
         for (at, rung) in self.rungs.iter().enumerate().rev() {
             let Some(layers) = self.layers else { break };
             let Some(held) = layers.find(&rung.key)? else { continue };
@@ -123,17 +124,20 @@ impl Climb<'_> {
                 self.events.warning(format!("{what}, which says nothing against it: {e}"));
                 continue;
             }
-            if let Some(first) = broken {
-                // One damaged file is bad luck; two are a defect, which a third try would hide.
+            if let Some(first) = failed {
+                // One failure is bad luck; two are a defect, which a third try would hide.
                 return Err(e.while_doing(format!("{what}, after that of {first}")).hint(
                     "`--cold` runs without layers, `stackproof cache gc --all` removes them",
                 ));
             }
-            broken = Some(rung.stage);
-            let aside = layers.put_aside(held, &e.to_string())?;
-            let aside =
-                aside.map_or(String::new(), |p| format!("; it was moved to {}", p.display()));
-            self.events.warning(format!("{what}: {e}{aside}"));
+            failed = Some(rung.stage);
+            let kept = match e.cause() {
+                Some(FailureCause::FilesDamaged) => layers
+                    .put_aside(held, &e.to_string())?
+                    .map_or(String::new(), |p| format!("; it was moved to {}", p.display())),
+                _ => "; its files are whole and stay".into(),
+            };
+            self.events.warning(format!("{what}: {e}{kept}"));
         }
         match (self.layers, self.why_not(0, before)) {
             (None, _) => self.events.info("booting: layers are not used"),

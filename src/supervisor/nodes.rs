@@ -4,15 +4,16 @@
 use crate::engine::inventory::{Family, Node};
 use crate::engine::ssh;
 use crate::engine::transport::{Connector, Ssh, Stream};
-use crate::error::{Error, Result};
+use crate::error::{Error, FailureCause, Result};
 use crate::event::Events;
 use crate::lab::Lab;
 use crate::lab::checkpoint::{BLANK, SLIM};
+use crate::lab::clock::{ClockAim, ClockOffset, since_epoch};
 use crate::lab::outside::{ConnectFailure, Leg, TcpStream};
-use crate::wait::{Death, Patience, Poll, Speed};
+use crate::wait::{Death, Patience, Poll, Speed, together};
 use std::net::SocketAddrV4;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// One TCP connection to a node, on the reference machine.
@@ -23,11 +24,20 @@ pub const HANDSHAKE: Duration =
 /// A machine that boots has its address before its SSH server listens: so long a refusal is not
 /// believed, on the reference machine.
 const LISTENING: Duration = Duration::from_secs(4);
+/// A node that pages its memory in again says nothing for so long, on the reference machine.
+const SILENCE: Duration = Duration::from_secs(15);
 const REFUSED_AGAIN: Duration = Duration::from_millis(200);
 /// To give back what a node keeps and does not need, on the reference machine.
 const SLIMMING: Duration = Duration::from_secs(30);
-/// To set a clock, on the reference machine.
-const SETTING: Duration = Duration::from_secs(10);
+/// Until a clock is set over SSH, on the reference machine.
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(20);
+/// One setting of it, with the look that follows.
+const SETTING_TIMEOUT: Duration = Duration::from_secs(10);
+const CLOCK_INTERVAL: Duration = Duration::from_millis(200);
+/// A clock that is still this near when its time is over goes to chrony: it steps it at once.
+const LEFT_TO_CHRONY: f64 = 30.0;
+/// To have a node switch seldom, on the reference machine.
+const PACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Until chrony follows its upstream again, on the reference machine. A node may have to wait for
 /// another one, which is its upstream.
 const RESYNCING: Duration = Duration::from_secs(60);
@@ -36,16 +46,20 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Fails until chrony follows an upstream, which it is made to ask now: after its clock was stepped
 /// it starts anew, and may wait for many minutes before it asks by itself. One that has no upstream
 /// or does not run is left alone. It waits for as long as a burst takes.
+///
+/// With `off=1` the clock is known to be wrong: chrony asks whatever it believed until then, and
+/// corrects the clock in one step (`makestep` in its configuration is for its first updates alone).
 const RESYNC: &str = r#"
 command -v chronyc >/dev/null || exit 0
 sources=$(chronyc -n sources 2>/dev/null) || exit 0
-case $sources in
-*^\**) exit 0 ;;
+case $off$sources in
+0*^\**) exit 0 ;;
 *^*) ;;
 *) exit 0 ;;
 esac
 chronyc burst 2/4 >/dev/null
-chronyc waitsync 8 0 0 1 >/dev/null
+chronyc waitsync 8 0 0 1 >/dev/null || exit 1
+[ $off = 0 ] || chronyc makestep >/dev/null
 "#;
 
 /// Where Linux keeps what may be set of its scheduler.
@@ -102,7 +116,8 @@ fn reach_one(lab: &Lab, machine: &crate::lab::Node, speed: &Speed) -> Result<Nod
     let key = ssh::Key::from_openssh(&lab.login_key().private_pem())?;
     let host_key = ssh::HostKey::Pinned(machine.host_key.clone());
     let shell = Ssh::new(name, lab.login_user(), key, host_key, connect)
-        .handshake_within(speed.scale(HANDSHAKE));
+        .handshake_within(speed.scale(HANDSHAKE))
+        .silent_for(speed.scale(SILENCE).max(ssh::LONGEST_SILENCE));
     // Only Debian is provisioned today: the recipe `debian-13-node`.
     let mut node = Node::new(name, Family::Debian, Arc::new(shell)).death(machine.vm.death());
     for nic in &machine.spec.nics {
@@ -165,14 +180,85 @@ pub async fn slim(lab: &Lab, nodes: &[Node], patience: &Patience) -> Result<()> 
     lab.settles(patience).await
 }
 
-/// Sets the clocks of nodes without a guest agent, which [`Lab::step_clocks`] named.
-pub async fn set_clocks(nodes: &[Node], which: &[String], patience: &Patience) -> Result<()> {
-    let these = |name: &str| which.iter().any(|n| n == name);
+/// Sets the clocks of nodes that no guest agent has set, which [`Lab::step_clocks`] named, until
+/// they are right. Names those that are off by no more than chrony mends: [`resync`] has it do so.
+pub async fn set_clocks(
+    nodes: &[Node],
+    which: &[String],
+    patience: &Patience,
+) -> Result<Vec<String>> {
+    let these: Vec<&Node> = nodes.iter().filter(|n| which.contains(&n.name)).collect();
+    let set = together(these.iter().map(|node| set_clock(node, patience))).await;
+    let mut left = Vec::new();
+    for (node, set) in these.iter().zip(set) {
+        if let Some(offset) = set? {
+            let message = format!("the clock of {} is {offset}: it is left to chrony", node.name);
+            patience.events.warning(message);
+            left.push(node.name.clone());
+        }
+    }
+    Ok(left)
+}
+
+/// Sets one clock over SSH, again and again until it is right. Says how far it is off where it is
+/// near enough for chrony when its time is over.
+async fn set_clock(node: &Node, patience: &Patience) -> Result<Option<ClockOffset>> {
+    let state = tokio::sync::Mutex::new((ClockAim::default(), None));
+    let what = format!("{} to set its clock", node.name);
+    let quiet = Patience::new(patience.speed.clone(), Events::silent());
+    let attempt = || async {
+        let mut state = state.lock().await;
+        let (aim, last) = &mut *state;
+        // A command that hangs is given up, and another one sent.
+        let set = quiet.within(&what, SETTING_TIMEOUT, &node.death, set_once(node, aim)).await;
+        match set {
+            Ok(None) => Poll::Ready(()),
+            Ok(Some(offset)) => {
+                *last = Some(offset);
+                Poll::NotYet(format!("its clock is {offset}"))
+            }
+            Err(e) if node.death.cause().is_some() => Poll::Failed(e),
+            Err(e) => Poll::NotYet(e.to_string()),
+        }
+    };
+    let set = patience.until(&what, CLOCK_TIMEOUT, CLOCK_INTERVAL, &node.death, attempt).await;
+    let last = state.into_inner().1;
+    match (set, last) {
+        (Ok(()), _) => Ok(None),
+        (Err(e), Some(offset))
+            if e.cause() == Some(FailureCause::TimedOut)
+                && offset.seconds().abs() <= LEFT_TO_CHRONY =>
+        {
+            Ok(Some(offset))
+        }
+        (Err(e), _) => Err(e),
+    }
+}
+
+/// How far the clock is off after it was set; None where it is right.
+async fn set_once(node: &Node, aim: &mut ClockAim) -> Result<Option<ClockOffset>> {
     // Connected first: a connection takes longer than a clock may be wrong.
-    on(nodes, these, "answer", SETTING, ":", patience).await?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let set = format!("date -u -s @{}.{:03}", now.as_secs(), now.subsec_millis());
-    on(nodes, these, "set its clock", SETTING, &set, patience).await
+    ran(node, ":".into()).await?;
+    let target = aim.target();
+    let (seconds, millis) = (target.as_secs(), target.subsec_millis());
+    ran(node, format!("date -u -s @{seconds}.{millis:03} >/dev/null")).await?;
+    let asked = since_epoch();
+    let shown = ran(node, "date -u +%s".into()).await?;
+    let shown = shown.trim().parse().map(Duration::from_secs);
+    let shown = shown.map_err(|e| Error::lab("its clock shows no number").because(e))?;
+    // Busybox's has no fractions of a second.
+    let within = (shown, shown + Duration::from_secs(1));
+    Ok(aim.judge(asked, within, since_epoch()))
+}
+
+/// What a short script printed.
+async fn ran(node: &Node, script: String) -> Result<String> {
+    let out = node.shell.script(format!("{{ {script}\n}}\n")).await?;
+    if out.status != 0 {
+        let error = Error::lab(format!("{script} failed with status {}", out.status));
+        return Err(error.evidence(out.stderr_tail(5)));
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 /// What is done on nodes that go on, beside everything else: their schedulers are slowed down where
@@ -181,20 +267,21 @@ pub async fn set_clocks(nodes: &[Node], which: &[String], patience: &Patience) -
 pub struct Resync(JoinSet<()>);
 
 /// Has chrony on the nodes ask its upstream after their clocks were stepped. Nobody needs to wait for
-/// it: the clocks are right already.
-pub fn resync(nodes: &[Node], patience: &Patience) -> Resync {
+/// it: the clocks are right already, but for those of the nodes `off`, which it corrects.
+pub fn resync(nodes: &[Node], off: &[String], patience: &Patience) -> Resync {
     let mut all = JoinSet::new();
     for node in nodes {
+        let is_off = u8::from(off.contains(&node.name));
         let (node, patience) = (node.clone(), patience.clone());
         all.spawn(async move {
             let slow = node.shell.script(format!("{{ {}\n}}\n", pace(SCHEDULER)));
             let what = format!("{} to switch seldom", node.name);
             // What it is for works without it: nobody is told.
             let quiet = Patience::new(patience.speed.clone(), Events::silent());
-            let _ = quiet.within(&what, SETTING, &node.death, slow).await;
+            let _ = quiet.within(&what, PACE_TIMEOUT, &node.death, slow).await;
             let what = format!("{} to follow its time server", node.name);
             let ask = || async {
-                match node.shell.script(format!("{{ {RESYNC}\n}}\n")).await {
+                match node.shell.script(format!("{{ off={is_off}\n{RESYNC}\n}}\n")).await {
                     Ok(out) if out.status == 0 => Poll::Ready(()),
                     Ok(_) => Poll::NotYet("chrony has no upstream that it trusts".into()),
                     Err(e) => Poll::NotYet(e.to_string()),
@@ -297,7 +384,7 @@ esac
         root.fake("systemd-detect-virt", "echo none");
         let (events, mut seen) = Events::channel();
         let node = Node::new("a", Family::Debian, Arc::new(root.shell.clone()));
-        let mut resync = resync(&[node], &Patience::new(Speed::new(1.0), events));
+        let mut resync = resync(&[node], &[], &Patience::new(Speed::new(1.0), events));
         while resync.0.join_next().await.is_some() {}
         let mut all = Vec::new();
         while let Ok(stamped) = seen.try_recv() {

@@ -6,7 +6,7 @@
 //! `ROOT/NAME/` (0700) holds the control socket, the keys, the owner's log and `state.json`.
 
 use super::protocol::Phase;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, FailureCause, Kind, Result};
 use crate::wait::{Death, Patience, Poll};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -182,8 +182,8 @@ impl Place {
         };
         let what = format!("the lock of lab {}", self.name);
         let lock = patience.until(&what, LOOKED_AT, TRY_EVERY, &Death::never(), attempt).await;
-        lock.map_err(|e| match e.kind() {
-            Kind::Lab => self.taken(self.holder()),
+        lock.map_err(|e| match e.cause() {
+            Some(FailureCause::TimedOut) => self.taken(self.holder()),
             _ => e,
         })
     }

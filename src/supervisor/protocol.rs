@@ -4,7 +4,7 @@
 use super::cloud::Cloud;
 use super::fault::Fault;
 use super::status::Status;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, FailureCause, Kind, Result};
 use crate::secret::Redactor;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -118,6 +118,11 @@ pub struct Refusal {
     message: String,
     hint: Option<String>,
     evidence: Vec<String>,
+    /// Absent in what an older process says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cause: Option<FailureCause>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    blameless: bool,
 }
 
 impl Refusal {
@@ -128,6 +133,8 @@ impl Refusal {
             message: redactor.clean(&error.to_string()),
             hint: error.hint_text().map(|hint| redactor.clean(hint)),
             evidence: error.evidence_lines().iter().map(|l| redactor.clean(l)).collect(),
+            cause: error.cause(),
+            blameless: error.is_blameless(),
         }
     }
 }
@@ -136,7 +143,13 @@ impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
         let kind = Kind::ALL.into_iter().find(|k| k.exit_code() == refusal.kind);
         let error = Error::new(kind.unwrap_or(Kind::Internal), refusal.message);
-        let error = error.evidence(refusal.evidence);
+        let mut error = error.evidence(refusal.evidence);
+        if let Some(cause) = refusal.cause {
+            error = error.caused_by(cause);
+        }
+        if refusal.blameless {
+            error = error.blameless();
+        }
         match refusal.hint {
             Some(hint) => error.hint(hint),
             None => error,

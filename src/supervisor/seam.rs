@@ -55,17 +55,25 @@ async fn slim(lab: &Lab, patience: &Patience) -> Result<()> {
 /// The clocks that no guest agent has set; then all are kept right by their time servers again. A lab
 /// with a wrong clock is told of and is a lab still.
 async fn set_clocks(lab: &Lab, unstepped: Result<Vec<String>>, patience: &Patience) -> Resync {
-    let set = async {
-        let unstepped = unstepped?;
-        let reached = nodes::reach(lab, &patience.speed)?;
-        nodes::set_clocks(&reached, &unstepped, patience).await?;
-        Ok::<_, Error>(nodes::resync(&reached, patience))
-    };
-    set.await.unwrap_or_else(|e| {
+    let not_set = |e: Error| {
         let message = format!("a clock stood still with the lab and was not set: {e}");
         patience.events.warning(message);
-        Resync::default()
-    })
+    };
+    let reached = match nodes::reach(lab, &patience.speed) {
+        Ok(reached) => reached,
+        Err(e) => {
+            not_set(e);
+            return Resync::default();
+        }
+    };
+    let all = || reached.iter().map(|n| n.name.clone()).collect();
+    let set = async { nodes::set_clocks(&reached, &unstepped?, patience).await };
+    // Which of them is wrong is not known then: chrony corrects what it finds.
+    let off = set.await.unwrap_or_else(|e| {
+        not_set(e);
+        all()
+    });
+    nodes::resync(&reached, &off, patience)
 }
 
 /// What lab a checkpoint is of.

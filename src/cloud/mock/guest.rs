@@ -5,11 +5,11 @@ use super::{
 };
 use crate::cloud::proof::login::{HostKey, KeyPair, Login, Ran, Refusal, Shell};
 use crate::cloud::proof::nodes::Nodes;
-use crate::cloud::proof::outside::{Outside, Wanted, Wire};
+use crate::cloud::proof::outside::{Connected, Outside, Wanted, Wire};
 use crate::cloud::proof::vxlan;
 use crate::cloud::{Later, Stream};
 use crate::error::{Error, Result};
-use crate::lab::outside::{Echo, Neighbour};
+use crate::lab::outside::{ConnectFailure, Echo, Neighbour};
 use crate::lab::wire::{Arp, BROADCAST, ETHERTYPE_IPV4, Operation, echo_request, ethernet_header};
 use bytes::Bytes;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -202,11 +202,11 @@ impl Outside for Mock {
         })
     }
 
-    fn connect(&self, to: SocketAddrV4, timeout: Duration) -> Later<'_, Result<Box<dyn Stream>>> {
+    fn connect(&self, to: SocketAddrV4, timeout: Duration) -> Later<'_, Connected> {
         Box::pin(async move {
             if !self.with(|s| s.answers_ssh(to)) {
                 nothing_for(timeout).await;
-                return Err(Error::lab(format!("{to} timed out")));
+                return Err(ConnectFailure::TimedOut(timeout));
             }
             Ok(Box::new(tokio::io::duplex(64).0) as Box<dyn Stream>)
         })

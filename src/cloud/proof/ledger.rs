@@ -18,7 +18,9 @@ pub struct Ledger(Mutex<Vec<Made>>);
 
 #[derive(Clone)]
 struct Made {
+    /// For people alone.
     what: String,
+    batch: Batch,
     by: Session,
     thing: Thing,
 }
@@ -37,6 +39,18 @@ enum Thing {
     Disabled(String),
 }
 
+/// What is deleted together, before the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// The user who must see nothing, and its project.
+    Stranger,
+    /// What the instance was made of.
+    Ingredients,
+    FloatingIp,
+    /// Everything else stays until the end.
+    End,
+}
+
 /// What clearing the ledger found.
 #[derive(Debug, Default)]
 pub struct Cleared {
@@ -47,23 +61,33 @@ pub struct Cleared {
 
 impl Ledger {
     pub fn add(&self, by: &Session, what: impl Into<String>, service: Service, path: String) {
-        self.note(by, what, Thing::At(service, path));
+        self.add_to(Batch::End, by, what, service, path);
+    }
+    pub fn add_to(
+        &self,
+        batch: Batch,
+        by: &Session,
+        what: impl Into<String>,
+        service: Service,
+        path: String,
+    ) {
+        self.note(batch, by, what, Thing::At(service, path));
     }
     pub fn add_server(&self, by: &Session, id: &str, name: &str) {
-        self.note(by, "server", Thing::Server { id: id.into(), name: name.into() });
+        self.note(Batch::End, by, "server", Thing::Server { id: id.into(), name: name.into() });
     }
     pub fn add_interface(&self, by: &Session, router: &str, subnet: &str) {
         let thing = Thing::Interface { router: router.into(), subnet: subnet.into() };
-        self.note(by, "router interface", thing);
+        self.note(Batch::End, by, "router interface", thing);
     }
-    pub fn add_project(&self, by: &Session, name: &str, id: &str) {
-        self.note(by, format!("project {name}"), Thing::Project(id.into()));
+    pub fn add_project(&self, batch: Batch, by: &Session, name: &str, id: &str) {
+        self.note(batch, by, format!("project {name}"), Thing::Project(id.into()));
     }
     pub fn add_disabled(&self, by: &Session, what: impl Into<String>, id: &str) {
-        self.note(by, what, Thing::Disabled(id.into()));
+        self.note(Batch::End, by, what, Thing::Disabled(id.into()));
     }
-    fn note(&self, by: &Session, what: impl Into<String>, thing: Thing) {
-        self.lock().push(Made { what: what.into(), by: by.clone(), thing });
+    fn note(&self, batch: Batch, by: &Session, what: impl Into<String>, thing: Thing) {
+        self.lock().push(Made { what: what.into(), batch, by: by.clone(), thing });
     }
 
     /// Deletes everything, services beside each other: what is in use by another's is waited for
@@ -73,15 +97,10 @@ impl Ledger {
         clear_all(all, patience, death).await
     }
 
-    /// The same for what `is_wanted`. Where anything is left over, all of it stays for
+    /// The same for one batch. Where anything is left over, all of it stays for
     /// [`clear`](Self::clear) to be tried again.
-    pub async fn clear_of(
-        &self,
-        is_wanted: impl Fn(&str) -> bool,
-        patience: &Patience,
-        death: &Death,
-    ) -> Cleared {
-        let some: Vec<Made> = self.lock().extract_if(.., |made| is_wanted(&made.what)).collect();
+    pub async fn clear_batch(&self, batch: Batch, patience: &Patience, death: &Death) -> Cleared {
+        let some: Vec<Made> = self.lock().extract_if(.., |made| made.batch == batch).collect();
         let cleared = clear_all(some.clone(), patience, death).await;
         if !cleared.leftovers.is_empty() {
             self.lock().extend(some);
@@ -130,7 +149,7 @@ impl Cleared {
 
 async fn clear(lane: Vec<Made>, patience: &Patience, death: &Death) -> Cleared {
     let mut cleared = Cleared::default();
-    for Made { what, by, thing } in lane {
+    for Made { what, by, thing, .. } in lane {
         let result = match thing {
             Thing::Interface { router, subnet } => {
                 remove_interface(&by, &router, &subnet, patience, death).await

@@ -1,53 +1,63 @@
 //! What the proof sees from outside the cloud, and on the wire between its nodes.
 
 use crate::cloud::{Later, Stream};
-use crate::error::{Error, Result};
-use crate::lab::outside::{Echo, Leg, Neighbour};
+use crate::error::Result;
+use crate::lab::outside::{ConnectFailure, Echo, Leg, Neighbour, Unreachable};
 use crate::lab::switch::Network;
 use bytes::Bytes;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+/// What came of an attempt at opening a TCP connection, with the reason as a type.
+pub type Connected = Result<Box<dyn Stream>, ConnectFailure>;
+
 /// A station on the network `external`.
 pub trait Outside: Send + Sync {
     /// One ICMP echo; None when nothing came back.
     fn ping(&self, to: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Option<Echo>>>;
-    fn connect(&self, to: SocketAddrV4, timeout: Duration) -> Later<'_, Result<Box<dyn Stream>>>;
+    fn connect(&self, to: SocketAddrV4, timeout: Duration) -> Later<'_, Connected>;
     fn resolve(&self, who: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Neighbour>>;
     /// As [`Outside::resolve`], of any address: whether somebody on this wire answers for it.
     fn who_has(&self, who: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Neighbour>>;
 }
 
 /// The answer to an attempt at opening a TCP connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Knock {
     Open,
     /// A reset: something is there and says no.
     Refused,
+    /// Nothing of the target came back.
     Silent,
+    /// No attempt left us, for a reason of our own side: it says nothing of the target.
+    Unsent(ConnectFailure),
 }
 
 /// Tries a TCP port.
 pub async fn knock(outside: &dyn Outside, to: SocketAddrV4, timeout: Duration) -> Knock {
     match outside.connect(to, timeout).await {
         Ok(_) => Knock::Open,
-        Err(e) if is_refusal(&e) => Knock::Refused,
-        Err(_) => Knock::Silent,
+        Err(ConnectFailure::Refused) => Knock::Refused,
+        Err(ConnectFailure::TimedOut(_)) => Knock::Silent,
+        Err(ConnectFailure::Unreachable(Unreachable::NoArpAnswer(_) | Unreachable::SaidBy(_))) => {
+            Knock::Silent
+        }
+        Err(
+            own @ (ConnectFailure::Unreachable(Unreachable::NoRoute) | ConnectFailure::Local(_)),
+        ) => Knock::Unsent(own),
     }
-}
-
-fn is_refusal(e: &Error) -> bool {
-    let text = e.to_string().to_lowercase();
-    text.contains("refused") || text.contains("reset")
 }
 
 impl Outside for Leg {
     fn ping(&self, to: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Option<Echo>>> {
         Box::pin(Leg::ping(self, to, timeout))
     }
-    fn connect(&self, to: SocketAddrV4, timeout: Duration) -> Later<'_, Result<Box<dyn Stream>>> {
-        crate::cloud::http::Connector::connect(self, to, timeout)
+    fn connect(&self, to: SocketAddrV4, timeout: Duration) -> Later<'_, Connected> {
+        Box::pin(async move {
+            let stream = Leg::try_connect(self, to, timeout).await?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
     }
     fn resolve(&self, who: Ipv4Addr, timeout: Duration) -> Later<'_, Result<Neighbour>> {
         Box::pin(Leg::resolve(self, who, timeout))

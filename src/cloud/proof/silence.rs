@@ -23,7 +23,7 @@ pub struct Heard {
     pub knocks: u32,
     /// Of the control, which must answer.
     pub control: u32,
-    /// Pings of the target that could not even be sent, and why.
+    /// Pings of the target and attempts at its port that could not even be sent, and why.
     pub unsent: u32,
     pub why_unsent: Option<String>,
 }
@@ -45,6 +45,12 @@ pub async fn listen(
 ) -> Heard {
     let heard = Mutex::new(Heard { rounds, ..Heard::default() });
     let note = |change: &dyn Fn(&mut Heard)| change(&mut heard.lock().expect("nobody panics here"));
+    let unsent = |why: &dyn std::error::Error| {
+        note(&|heard| {
+            heard.unsent += 1;
+            heard.why_unsent = Some(why.to_string());
+        });
+    };
     let last = EVERY * rounds.saturating_sub(1);
     let closes = Instant::now() + last;
     let at_target = |n| async move {
@@ -54,15 +60,14 @@ pub async fn listen(
             match outside.ping(target, left).await {
                 Ok(None) => {}
                 Ok(Some(_)) => note(&|heard| heard.pings += 1),
-                Err(e) => note(&|heard| {
-                    heard.unsent += 1;
-                    heard.why_unsent = Some(e.to_string());
-                }),
+                Err(e) => unsent(&e),
             }
         };
         let knock = async {
-            if knock(outside, SocketAddrV4::new(target, 22), left).await != Knock::Silent {
-                note(&|heard| heard.knocks += 1);
+            match knock(outside, SocketAddrV4::new(target, 22), left).await {
+                Knock::Silent => {}
+                Knock::Open | Knock::Refused => note(&|heard| heard.knocks += 1),
+                Knock::Unsent(e) => unsent(&e),
             }
         };
         tokio::join!(ping, knock);
@@ -106,8 +111,8 @@ pub fn judge(target: Ipv4Addr, control: Ipv4Addr, heard: &Heard) -> Result<Strin
         return Err(Error::new(
             Kind::Proof,
             format!(
-                "{unsent} of {rounds} pings of {target} could not be sent ({}): this silence \
-                 proves nothing",
+                "{unsent} attempts at {target}, of {rounds} pings and {rounds} of TCP 22, could \
+                 not be sent ({}): this silence proves nothing",
                 why_unsent.as_deref().unwrap_or("no reason known")
             ),
         ));
@@ -130,8 +135,9 @@ pub fn judge(target: Ipv4Addr, control: Ipv4Addr, heard: &Heard) -> Result<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::{Later, Stream};
-    use crate::lab::outside::{Echo, Neighbour};
+    use crate::cloud::Later;
+    use crate::cloud::proof::outside::Connected;
+    use crate::lab::outside::{ConnectFailure, Echo, Neighbour, Unreachable};
 
     const T: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 105);
     const C: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 101);
@@ -155,14 +161,13 @@ mod tests {
                 Ok(rtt.filter(|rtt| *rtt < timeout).map(|rtt| Echo { rtt, ttl: 63 }))
             })
         }
-        fn connect(
-            &self,
-            _: SocketAddrV4,
-            timeout: Duration,
-        ) -> Later<'_, Result<Box<dyn Stream>>> {
+        fn connect(&self, _: SocketAddrV4, timeout: Duration) -> Later<'_, Connected> {
             Box::pin(async move {
                 tokio::time::sleep(self.tcp.unwrap_or(timeout).min(timeout)).await;
-                Err(Error::new(Kind::Lab, if self.tcp.is_some() { "refused" } else { "silent" }))
+                match self.tcp {
+                    Some(_) => Err(ConnectFailure::Refused),
+                    None => Err(ConnectFailure::TimedOut(timeout)),
+                }
             })
         }
         fn resolve(&self, _: Ipv4Addr, _: Duration) -> Later<'_, Result<Neighbour>> {
@@ -220,6 +225,47 @@ mod tests {
         let heard = Heard { rounds: 10, control: 10, unsent: 10, why_unsent, ..Heard::default() };
         let e = judge(T, C, &heard).unwrap_err().to_string();
         assert!(e.contains("no route") && e.contains("proves nothing"), "{e}");
+    }
+
+    /// Never gets an attempt out; what it says of that looks like an answer.
+    struct Unplugged(ConnectFailure);
+
+    impl Outside for Unplugged {
+        fn ping(&self, to: Ipv4Addr, _: Duration) -> Later<'_, Result<Option<Echo>>> {
+            let echo = Echo { rtt: MS, ttl: 63 };
+            Box::pin(async move { Ok((to == C).then_some(echo)) })
+        }
+        fn connect(&self, _: SocketAddrV4, _: Duration) -> Later<'_, Connected> {
+            Box::pin(async move { Err(self.0.clone()) })
+        }
+        fn resolve(&self, _: Ipv4Addr, _: Duration) -> Later<'_, Result<Neighbour>> {
+            unreachable!()
+        }
+        fn who_has(&self, _: Ipv4Addr, _: Duration) -> Later<'_, Result<Neighbour>> {
+            unreachable!()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unsent_attempt_is_no_silence_whatever_its_words() {
+        let at = SocketAddrV4::new(T, 22);
+        let no_route = ConnectFailure::Unreachable(Unreachable::NoRoute);
+        for own in [ConnectFailure::Local("refused: reset".into()), no_route] {
+            let outside = Unplugged(own.clone());
+            assert_eq!(knock(&outside, at, MS).await, Knock::Unsent(own));
+            let heard = listen(&outside, T, C, ROUNDS, 5000 * MS).await;
+            assert_eq!((heard.knocks, heard.unsent, heard.control), (0, ROUNDS, ROUNDS));
+            judge(T, C, &heard).unwrap_err();
+        }
+        for silent in [ConnectFailure::TimedOut(MS), no_arp_answer()] {
+            assert_eq!(knock(&Unplugged(silent), at, MS).await, Knock::Silent);
+        }
+        let refused = Unplugged(ConnectFailure::Refused);
+        assert_eq!(knock(&refused, at, MS).await, Knock::Refused);
+    }
+
+    fn no_arp_answer() -> ConnectFailure {
+        ConnectFailure::Unreachable(Unreachable::NoArpAnswer(T))
     }
 
     #[test]

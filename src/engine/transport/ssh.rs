@@ -2,7 +2,7 @@
 
 use super::{Boxed, Output, Shell, Watch};
 use crate::engine::quote;
-use crate::engine::ssh::{Client, HostKey, Key};
+use crate::engine::ssh::{Client, HostKey, Key, LONGEST_SILENCE};
 use crate::error::Result;
 use bytes::Bytes;
 use std::fmt;
@@ -27,6 +27,7 @@ pub struct Ssh {
     key: Key,
     host_key: HostKey,
     handshake: Duration,
+    silence: Duration,
     client: Mutex<Option<Client>>,
 }
 
@@ -48,6 +49,7 @@ impl Ssh {
             key,
             host_key,
             handshake: Self::HANDSHAKE,
+            silence: LONGEST_SILENCE,
             client: Mutex::new(None),
         }
     }
@@ -55,6 +57,12 @@ impl Ssh {
     /// The longest a connection may take to be made.
     pub fn handshake_within(mut self, limit: Duration) -> Ssh {
         self.handshake = limit;
+        self
+    }
+
+    /// The longest that a node may say nothing before its connection counts as lost.
+    pub fn silent_for(mut self, limit: Duration) -> Ssh {
+        self.silence = limit;
         self
     }
 
@@ -69,7 +77,8 @@ impl Ssh {
         *slot = None;
         let work = async {
             let stream = (self.connect)().await?;
-            Client::connect(stream, &self.user, &self.key, self.host_key.clone()).await
+            let (user, host_key) = (&self.user, self.host_key.clone());
+            Client::connect_patiently(stream, user, &self.key, host_key, self.silence).await
         };
         let client = match tokio::time::timeout(self.handshake, work).await {
             Ok(client) => client,

@@ -9,7 +9,7 @@
 //! what is available: it is taken off. What they have touched is not counted twice.
 
 use super::{FOR_THE_HOST, PER_MACHINE, memory_available};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, FailureCause, Kind, Result};
 use crate::lab::spec::{Bytes, LabSpec};
 use crate::lockfile::{Hold, LockFile};
 use crate::wait::{Death, Patience, Poll};
@@ -165,9 +165,9 @@ impl Ledger {
                 }
             })
             .await
-            .map_err(|e| match e.kind() {
-                // The deadline: nothing of a lab has failed.
-                Kind::Lab => Error::host(e.message().to_owned())
+            .map_err(|e| match e.cause() {
+                // Nothing of a lab has failed.
+                Some(FailureCause::TimedOut) => Error::host(e.message().to_owned())
                     .evidence(e.evidence_lines().iter().cloned())
                     .hint("end the other lab, or wait longer"),
                 _ => e,

@@ -5,7 +5,7 @@
 //! this: cut off, half copied, replaced by another build, zeros after a power cut. It is no guard
 //! against somebody who changes single pages on purpose: he could change the manifest too.
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, FailureCause, Kind, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -32,7 +32,10 @@ impl Fingerprint {
 
     /// Refuses a file that is not the same; `what` it is goes into the error.
     pub fn check(&self, what: &str, file: &Path) -> Result<()> {
-        let refuse = |why: String| Err(Error::input(format!("{what} {why}")).at(file, None));
+        let refuse = |why: String| {
+            let error = Error::input(format!("{what} {why}")).at(file, None);
+            Err(error.caused_by(FailureCause::FilesDamaged))
+        };
         let bytes = match file.metadata() {
             Ok(meta) if meta.is_file() => meta.len(),
             Ok(_) => return refuse("is no file".into()),
@@ -98,6 +101,7 @@ mod tests {
                 let error = print.check("the memory", &file).unwrap_err();
                 assert!(error.message().contains(wanted), "{size}: {error}");
                 assert_eq!(error.file().unwrap().0, file);
+                assert_eq!(error.cause(), Some(FailureCause::FilesDamaged));
             };
             std::fs::write(&file, [&bytes[..], b"x"].concat()).unwrap();
             told("bytes instead of");

@@ -2,7 +2,7 @@
 
 use super::fingerprint::Fingerprint;
 use super::platform::Platform;
-use crate::error::{Error, Result};
+use crate::error::{Error, FailureCause, Result};
 use crate::lab::BootImage;
 use crate::lab::disk::layer_name;
 use crate::lab::spec::LabSpec;
@@ -103,23 +103,25 @@ impl Manifest {
     pub fn read(folder: &Path) -> Result<Manifest> {
         let file = folder.join(FILE);
         let bad = |message: &str| Error::input(message).at(&file, None);
+        let is_damaged = |error: Error| error.caused_by(FailureCause::FilesDamaged);
         let text = std::fs::read(&file).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound if folder.is_dir() => {
-                bad("this folder is no checkpoint: it has no manifest")
+                is_damaged(bad("this folder is no checkpoint: it has no manifest"))
             }
             std::io::ErrorKind::NotFound => {
-                Error::input("there is no such checkpoint").at(folder, None)
+                is_damaged(Error::input("there is no such checkpoint").at(folder, None))
             }
             _ => bad("cannot read the checkpoint's manifest").because(e),
         })?;
         let damaged = |e: serde_json::Error| {
             let line = Some(e.line()).filter(|l| *l > 0);
             let error = Error::input("the checkpoint's manifest is damaged").at(&file, line);
-            error.because(e).hint("make a new checkpoint")
+            is_damaged(error.because(e).hint("make a new checkpoint"))
         };
         let value: Value = serde_json::from_slice(&text).map_err(damaged)?;
         if value.get("format").and_then(Value::as_str) != Some(FORMAT) {
-            return Err(bad("this is no manifest of a checkpoint: it is something else's"));
+            let foreign = bad("this is no manifest of a checkpoint: it is something else's");
+            return Err(is_damaged(foreign));
         }
         match value.get("version").and_then(Value::as_u64) {
             Some(VERSION) => {}
@@ -229,16 +231,22 @@ mod tests {
         let empty = Manifest::read(dir.path()).unwrap_err();
         assert!(empty.message().contains("no manifest"), "{empty}");
         for foreign in ["{}", "[]", r#"{"format": "qemu"}"#, "3"] {
-            assert!(refused(foreign).message().contains("something else's"), "{foreign}");
+            let error = refused(foreign);
+            assert!(error.message().contains("something else's"), "{foreign}");
+            assert_eq!(error.cause(), Some(FailureCause::FilesDamaged));
         }
         let newer = refused(r#"{"format": "stackproof checkpoint", "version": 2, "x": 1}"#);
         assert!(newer.message().contains("version 2, and this stackproof reads 1"), "{newer}");
         assert!(newer.hint_text().is_some() && newer.is_blameless());
+        assert_eq!(newer.cause(), None, "its bytes are as they were made");
         let whole = r#"{"format": "stackproof checkpoint", "version": 1, "created": 7}"#;
         let lacking = refused(whole);
         assert!(lacking.message().contains("damaged"), "{lacking}");
         let cut = refused(&whole[..40]);
         assert!(cut.message().contains("damaged") && cut.file().unwrap().1 == Some(1), "{cut}");
+        for error in [none, empty, lacking, cut] {
+            assert_eq!(error.cause(), Some(FailureCause::FilesDamaged), "{error}");
+        }
     }
 
     #[test]

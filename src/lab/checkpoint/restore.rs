@@ -4,21 +4,24 @@ use super::folder::link;
 use super::manifest::{self, Manifest, NodeRecord, Notes};
 use super::mapped;
 use super::platform::{Platform, hardware};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, FailureCause, Kind, Result};
 use crate::lab::LabOptions;
-use crate::lab::agent::Agent;
+use crate::lab::agent::{Agent, ClockSetting};
+use crate::lab::clock::ClockAim;
 use crate::lab::cluster::{Kit, Lab, Node, SEED};
 use crate::lab::disk::{Chain, layer_name, read_header};
 use crate::lab::keys::SshKey;
 use crate::lab::qemu::Incoming;
 use crate::lab::spec::{LabSpec, NodeSpec};
 use crate::secret::{Redactor, Secret};
-use crate::wait::{Patience, together};
+use crate::wait::{Patience, Poll, together};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A guest agent's answer: a process or two in the guest.
-const AGENT: Duration = Duration::from_secs(5);
+/// Until a guest agent has set its clock, on the reference machine: a process or two in the guest,
+/// whose pages may have to be read, a few times.
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const CLOCK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// In a machine's directory while it is restored.
 const WITHOUT_PAGES: &str = "devices";
@@ -52,7 +55,8 @@ impl Checkpoint {
         );
         if of_spec != of_records {
             let message = format!("the checkpoint has {of_records:?} of a lab with {of_spec:?}");
-            return Err(Error::input(message).at(folder.join(manifest::FILE), None));
+            let error = Error::input(message).at(folder.join(manifest::FILE), None);
+            return Err(error.caused_by(FailureCause::FilesDamaged));
         }
         Ok(Checkpoint { folder: folder.to_owned(), manifest, spec })
     }
@@ -90,7 +94,7 @@ impl Checkpoint {
         let machine = self.spec.machine(spec, &record.image.boot(), &self.chain(record), options);
         if hardware(&machine) != record.hardware {
             let message = format!("the machine of {} is built in another way today", record.name);
-            return Err(Error::input(message).hint(
+            return Err(Error::input(message).blameless().hint(
                 "another version of stackproof made this checkpoint: make a new one with this",
             ));
         }
@@ -104,12 +108,13 @@ impl Checkpoint {
         let mut below = record.image.disk.path.clone();
         for index in 0..record.layers.len() {
             let file = folder.join(layer_name(index));
-            let found = read_header(&file)?.below;
+            let found = read_header(&file).map_err(damaged)?.below;
             if found.as_ref() != Some(&below) {
                 let message = format!("this layer should lie on {}", below.display());
                 let found = found.map_or("nothing".into(), |f| f.display().to_string());
                 return Err(Error::input(format!("{message}, and lies on {found}"))
                     .at(file, None)
+                    .caused_by(FailureCause::FilesDamaged)
                     .hint("this is no checkpoint as it was made: remove it and make a new one"));
             }
             below = layer_name(index).into();
@@ -125,10 +130,22 @@ impl Checkpoint {
     fn key(&self, file: &Path) -> Result<SshKey> {
         let file = self.folder.join(file);
         let bad = |e: std::io::Error| {
-            Error::input("cannot read a key of the checkpoint").at(&file, None).because(e)
+            let is_gone = e.kind() == std::io::ErrorKind::NotFound;
+            let error =
+                Error::input("cannot read a key of the checkpoint").at(&file, None).because(e);
+            if is_gone { error.caused_by(FailureCause::FilesDamaged) } else { error }
         };
         let pem = Secret::new(std::fs::read_to_string(&file).map_err(bad)?);
-        SshKey::from_private_pem(&pem).map_err(|e| e.at(&file, None))
+        SshKey::from_private_pem(&pem)
+            .map_err(|e| e.at(&file, None).caused_by(FailureCause::FilesDamaged))
+    }
+}
+
+/// What a file of the checkpoint says of itself is wrong; one that cannot be read may be whole.
+fn damaged(e: Error) -> Error {
+    match e.kind() {
+        Kind::Input => e.caused_by(FailureCause::FilesDamaged),
+        _ => e,
     }
 }
 
@@ -170,7 +187,8 @@ impl Lab {
     }
 
     /// Sets the clocks of all nodes to ours, which they have lost while they stood still. Names the
-    /// nodes without a guest agent, whose clocks are as they were.
+    /// nodes whose clocks no guest agent has set: those without one, and those whose agent did not
+    /// get it right in time. Only a machine that died is an error.
     pub async fn step_clocks(&self, patience: &Patience) -> Result<Vec<String>> {
         let stepped = together(self.nodes.iter().map(|n| step_clock(n, patience))).await;
         let mut unstepped = Vec::new();
@@ -227,14 +245,33 @@ impl Lab {
     }
 }
 
-/// Sets the clock of a node that runs; false where no agent is there to do it.
+/// Sets the clock of a node that runs, again and again until it is right; false where no agent is
+/// there to do it, or it could not.
 async fn step_clock(node: &Node, patience: &Patience) -> Result<bool> {
     if !node.vm.has_agent().await? {
         return Ok(false);
     }
     let dir = node.kit.disk.dir();
     let what = format!("the clock of {} to be set", node.name());
-    let step = async { Agent::connect(dir).await?.step_clock().await };
-    patience.within(&what, AGENT, &node.vm.death(), step).await?;
-    Ok(true)
+    let aim = tokio::sync::Mutex::new(ClockAim::default());
+    let step = || async {
+        let mut aim = aim.lock().await;
+        let set = async { Agent::connect(dir).await?.set_clock(&mut aim).await };
+        match set.await {
+            Ok(ClockSetting::Right) => Poll::Ready(()),
+            Ok(off) => Poll::NotYet(off.to_string()),
+            // An agent that falls silent may be about to start again.
+            Err(e) => Poll::NotYet(e.to_string()),
+        }
+    };
+    let death = node.vm.death();
+    match patience.until(&what, CLOCK_TIMEOUT, CLOCK_INTERVAL, &death, step).await {
+        Ok(()) => Ok(true),
+        Err(e) if e.cause() == Some(FailureCause::TimedOut) => {
+            let seen = e.evidence_lines().join("; ");
+            patience.events.warning(format!("{e} ({seen}): it will be set over SSH"));
+            Ok(false)
+        }
+        Err(e) => Err(e),
+    }
 }

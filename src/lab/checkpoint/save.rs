@@ -4,7 +4,7 @@ use super::fingerprint::Fingerprint;
 use super::folder::{Partial, link};
 use super::manifest::{self, ImageRecord, Manifest, NodeRecord, Notes};
 use super::platform::{Platform, hardware};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, FailureCause, Kind, Result};
 use crate::lab::cluster::{Lab, Node, SEED};
 use crate::lab::disk::{Chain, layer_name};
 use crate::lab::hypervisor::Hypervisor;
@@ -157,7 +157,7 @@ impl Lab {
         };
         let what = "freed memory to leave the machines";
         match patience.until(what, SETTLES, LOOK, &self.death(), look).await {
-            Err(e) if e.is_blameless() => Ok(()),
+            Err(e) if e.cause() == Some(FailureCause::TimedOut) => Ok(()),
             out => out,
         }
     }

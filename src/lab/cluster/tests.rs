@@ -150,7 +150,9 @@ async fn a_node_that_never_boots_is_told_and_nothing_is_left() {
     let at = SocketAddrV4::new(node.login.1, SSH);
     node.vm.run().await.unwrap();
     let waited = patience(1.0)
-        .until("SSH", Duration::from_millis(1500), TRY_EVERY, &death, || try_banner(leg, at))
+        .until("SSH", Duration::from_millis(1500), TRY_EVERY, &death, || {
+            try_banner(leg, at, ONE_TRY)
+        })
         .await
         .unwrap_err();
     let error = lab.explain_boot("a", waited);

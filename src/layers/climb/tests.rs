@@ -10,6 +10,8 @@ struct Fake {
     /// What was asked of the site, in order.
     did: Vec<String>,
     fails: Option<(&'static str, Kind)>,
+    /// Of the failure.
+    cause: Option<FailureCause>,
     /// A failure is nobody's fault.
     blameless: bool,
     /// A machine dies of its failure.
@@ -33,7 +35,14 @@ impl Fake {
         self.dead |= self.deadly && fails.is_some();
         fails.map_or(Ok(()), |(on, kind)| {
             let error = Error::new(kind, format!("{on} failed"));
-            Err(if self.blameless { error.blameless() } else { error })
+            let error = if self.blameless { error.blameless() } else { error };
+            Err(match self.cause {
+                // As it comes from below.
+                Some(cause) => {
+                    Error::new(kind, format!("{on} failed")).because(error.caused_by(cause))
+                }
+                None => error,
+            })
         })
     }
 }
@@ -142,6 +151,14 @@ impl Bench {
         fails: Option<(&'static str, Kind)>,
     ) -> (Vec<String>, Result<Way<Vec<String>>>) {
         let (rungs, mut site) = (rungs(values), Fake { fails, ..Fake::default() });
+        let out = self.climb(&rungs, true).climb(&mut site).await;
+        (site.did, out)
+    }
+    /// A run that finds damaged files where it does `on`.
+    async fn go_damaged(&self, on: &'static str) -> (Vec<String>, Result<Way<Vec<String>>>) {
+        let cause = Some(FailureCause::FilesDamaged);
+        let fails = Some((on, Kind::Input));
+        let (rungs, mut site) = (rungs([1; 4]), Fake { fails, cause, ..Fake::default() });
         let out = self.climb(&rungs, true).climb(&mut site).await;
         (site.did, out)
     }
@@ -271,12 +288,12 @@ async fn a_broken_layer_is_told_and_put_aside_and_the_next_one_is_tried() {
     let mut bench = Bench::new();
     bench.go([1, 1, 1, 1]).await.1.unwrap();
     bench.said();
-    let (did, way) = bench.go_with([1, 1, 1, 1], Some(("restore ready", Kind::Lab))).await;
+    let (did, way) = bench.go_damaged("restore ready").await;
     assert_eq!(did, ["restore ready", "restore nova", "nova to ready", "keep ready"]);
     assert_eq!(way.unwrap().from.unwrap().0.name, "nova");
     let said = bench.said();
     assert!(said.contains("Warning: the layer ready ("), "{said}");
-    assert!(said.contains("restore ready failed; it was moved to"), "{said}");
+    assert!(said.contains("restore ready failed: restore ready failed; it was moved to"), "{said}");
     assert!(bench.layers.broken_bytes() > 0);
 }
 
@@ -287,8 +304,7 @@ async fn what_was_put_aside_goes_where_its_room_is_needed() {
     bench.memory = 1 << 14;
     // Room for the four that are there, and not for the broken one beside them.
     bench.max = Some(super::taken(&bench.layers.all().unwrap()));
-    let broken = Some(("restore ready", Kind::Lab));
-    bench.go_with([1, 1, 1, 1], broken).await.1.unwrap();
+    bench.go_damaged("restore ready").await.1.unwrap();
     let said = bench.said();
     assert!(said.contains("removed the layer that was put aside as broken"), "{said}");
     assert!(said.contains("kept the layer ready"), "{said}");
@@ -299,13 +315,36 @@ async fn what_was_put_aside_goes_where_its_room_is_needed() {
 async fn two_broken_layers_are_a_defect_and_no_third_is_touched() {
     let bench = Bench::new();
     bench.go([1, 1, 1, 1]).await.1.unwrap();
-    let (did, out) = bench.go_with([1, 1, 1, 1], Some(("restore", Kind::Lab))).await;
+    let (did, out) = bench.go_damaged("restore").await;
     assert_eq!(did, ["restore ready", "restore nova"]);
     let e = out.unwrap_err();
     assert!(e.message().contains("the layer nova"), "{e}");
     assert!(e.message().contains("after that of ready"), "{e}");
     assert!(e.hint_text().unwrap().contains("--cold"), "{e:?}");
     assert_eq!(bench.layers.all().unwrap().len(), 3);
+}
+
+/// What happened once: a clock that was set too late, on a slow machine.
+#[tokio::test]
+async fn failed_restore_of_whole_files_leaves_the_layer() {
+    for kind in [Kind::Lab, Kind::Input, Kind::Provision, Kind::Proof, Kind::Internal] {
+        let mut bench = Bench::new();
+        bench.go([1, 1, 1, 1]).await.1.unwrap();
+        bench.said();
+        let (did, way) = bench.go_with([1, 1, 1, 1], Some(("restore ready", kind))).await;
+        assert_eq!(did, ["restore ready", "restore nova", "nova to ready"]);
+        assert_eq!(way.unwrap().from.unwrap().0.name, "nova");
+        let said = bench.said();
+        assert!(said.contains("restore ready failed; its files are whole and stay"), "{said}");
+        assert_eq!((bench.layers.all().unwrap().len(), bench.layers.broken_bytes()), (4, 0));
+        let (did, _) = bench.go([1, 1, 1, 1]).await;
+        assert_eq!(did, ["restore ready"], "the next run takes it");
+        // Two of them are a defect; both stay.
+        let (did, out) = bench.go_with([1, 1, 1, 1], Some(("restore", kind))).await;
+        assert_eq!(did, ["restore ready", "restore nova"]);
+        assert_eq!(out.unwrap_err().kind(), kind);
+        assert_eq!((bench.layers.all().unwrap().len(), bench.layers.broken_bytes()), (4, 0));
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What is read on the nodes after a failure, and where it is kept.
 
-use crate::diagnose::{NOT_READ, Role, Text, collect_plan};
+use crate::diagnose::{Role, Text, collect_plan};
 use crate::engine::inventory::Node;
 use crate::error::{Context, Kind, Result};
 use crate::lab::spec::LabSpec;
@@ -50,13 +50,14 @@ async fn of_node(
             patience.events.node(&node.name, format!("reading {file}"), done as u64, total);
             let run = async { node.shell.script(command).await };
             let what = format!("{file} of {}", node.name);
-            // What cannot be read is itself worth a line.
-            let content = match patience.within(&what, PER_COMMAND, &node.death, run).await {
-                Ok(out) => String::from_utf8_lossy(&out.stdout).into_owned(),
-                Err(e) => format!("{NOT_READ}{e})\n"),
-            };
             let name = format!("{}/{file}", node.name);
-            texts.push(Text { name, content: redactor.clean(&content) });
+            // What cannot be read is itself worth a line.
+            let mut text = match patience.within(&what, PER_COMMAND, &node.death, run).await {
+                Ok(out) => Text::new(name, String::from_utf8_lossy(&out.stdout)),
+                Err(e) => Text::unread(name, &e),
+            };
+            text.content = redactor.clean(&text.content);
+            texts.push(text);
         }
         Ok(())
     };
@@ -120,7 +121,7 @@ mod tests {
         let redactor = Redactor::default();
         redactor.add(&Secret::new("0123456789"));
         let dir = tempfile::tempdir().unwrap();
-        let text = Text { name: "n/nova.log".into(), content: "password=0123456789\n".into() };
+        let text = Text::new("n/nova.log", "password=0123456789\n");
         save(&[text], dir.path(), &redactor).unwrap();
         let path = dir.path().join("n/nova.log");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "password=[secret]\n");
@@ -153,7 +154,7 @@ mod tests {
         let mut texts = gather(&[node], &spec, &patience, &redactor).await;
         assert!(texts.len() > 5, "{}", texts.len());
         // As the proof gives what it kept of the instance.
-        texts.push(Text { name: "instance-console.log".into(), content: said.clone() });
+        texts.push(Text::new("instance-console.log", said.clone()));
         let dir = tempfile::tempdir().unwrap();
         save(&texts, dir.path(), &redactor).unwrap();
         let journal = Journal::open(dir.path().join("engine.log"), redactor.clone()).unwrap();

@@ -76,8 +76,8 @@ impl Cluster {
     async fn clocks(&self, work: &Work) -> Result<Resync> {
         let patience = work.patience();
         let unstepped = self.lab.step_clocks(&patience).await?;
-        nodes::set_clocks(&self.nodes, &unstepped, &patience).await?;
-        Ok(nodes::resync(&self.nodes, &patience))
+        let off = nodes::set_clocks(&self.nodes, &unstepped, &patience).await?;
+        Ok(nodes::resync(&self.nodes, &off, &patience))
     }
 
     /// The first answer. The agents' heartbeats are looked at by the proof.

@@ -354,7 +354,7 @@ impl Cluster {
             let left_out = outcome.left_out.iter().cloned();
             facts.not_run.extend(left_out.map(|(name, reason)| NotRun { name, reason }));
         });
-        let logs = outcome.logs.into_iter().map(|(name, content)| Text { name, content });
+        let logs = outcome.logs.into_iter().map(|(name, content)| Text::new(name, content));
         self.kept.lock().unwrap_or_else(|p| p.into_inner()).extend(logs);
         error.map_or(Ok(()), Err)
     }

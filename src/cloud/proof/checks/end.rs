@@ -2,7 +2,7 @@
 
 use super::{pass, wrong};
 use crate::cloud::proof::context::Context;
-use crate::cloud::proof::ledger::Cleared;
+use crate::cloud::proof::ledger::{Batch, Cleared};
 use crate::cloud::proof::story::Finding;
 use crate::error::Result;
 
@@ -17,23 +17,22 @@ pub async fn cleanup(c: &Context) -> Result<Finding> {
 /// The stranger is needed no more long before the end: deleted while the instance boots, when the
 /// controller has little to do.
 pub async fn stranger(c: &Context) -> Result<Finding> {
-    // The project has the user's name.
-    let name = c.stranger()?.user();
-    clear_of(c, |what| what.ends_with(name)).await
+    c.stranger()?;
+    clear_batch(c, Batch::Stranger).await
 }
 
 /// What the instance was made of. Deleted while silence is listened to.
 pub async fn ingredients(c: &Context) -> Result<Finding> {
-    clear_of(c, |what| ["image", "flavor", "key pair"].contains(&what)).await
+    clear_batch(c, Batch::Ingredients).await
 }
 
 /// Deleted while it is listened to whether its address stays silent.
 pub async fn floating_ip(c: &Context) -> Result<Finding> {
-    clear_of(c, |what| what == "floating IP").await
+    clear_batch(c, Batch::FloatingIp).await
 }
 
-async fn clear_of(c: &Context, is_wanted: impl Fn(&str) -> bool) -> Result<Finding> {
-    judge(c.ledger.clear_of(is_wanted, &c.inputs.patience, &c.inputs.death).await)
+async fn clear_batch(c: &Context, batch: Batch) -> Result<Finding> {
+    judge(c.ledger.clear_batch(batch, &c.inputs.patience, &c.inputs.death).await)
 }
 
 fn judge(cleared: Cleared) -> Result<Finding> {

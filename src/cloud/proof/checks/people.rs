@@ -5,6 +5,7 @@ use crate::cloud::compute::Compute;
 use crate::cloud::identity::Identity;
 use crate::cloud::image::Images;
 use crate::cloud::proof::context::{Context, fill, known, unless_refused};
+use crate::cloud::proof::ledger::Batch;
 use crate::cloud::proof::login::KeyPair;
 use crate::cloud::proof::story::Finding;
 use crate::cloud::session::{Credentials, Service, Session};
@@ -16,15 +17,20 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 pub async fn member(c: &Context) -> Result<Finding> {
-    arrives(c, "member", &c.member).await
+    arrives(c, "member", Batch::End, &c.member).await
 }
 
 pub async fn stranger(c: &Context) -> Result<Finding> {
-    arrives(c, "stranger", &c.stranger).await
+    arrives(c, "stranger", Batch::Stranger, &c.stranger).await
 }
 
-async fn arrives(c: &Context, who: &str, place: &OnceLock<Session>) -> Result<Finding> {
-    let session = newcomer(c, who).await?;
+async fn arrives(
+    c: &Context,
+    who: &str,
+    batch: Batch,
+    place: &OnceLock<Session>,
+) -> Result<Finding> {
+    let session = newcomer(c, who, batch).await?;
     let seen = format!(
         "`{}` in a fresh project; no role and no token at first, then role member",
         session.user()
@@ -34,17 +40,17 @@ async fn arrives(c: &Context, who: &str, place: &OnceLock<Session>) -> Result<Fi
 }
 
 /// A new user in a new project, who can do nothing there before having a role (S4.5).
-async fn newcomer(c: &Context, who: &str) -> Result<Session> {
+async fn newcomer(c: &Context, who: &str, batch: Batch) -> Result<Session> {
     let admin = c.admin()?;
     let name = format!("{who}-{}", c.run);
     let identity = Identity(admin);
     let project = identity.create_project(&name, "made by stackproof for its proof").await?;
-    c.ledger.add_project(admin, &name, &project.id);
+    c.ledger.add_project(batch, admin, &name, &project.id);
     let password = Secret::generate(16).doing(Kind::Host, || "no random numbers".into())?;
     c.inputs.redactor.add(&password);
     let user = identity.create_user(&name, &password).await?;
     let path = format!("/users/{}", user.id);
-    c.ledger.add(admin, format!("user {name}"), Service::Identity, path);
+    c.ledger.add_to(batch, admin, format!("user {name}"), Service::Identity, path);
     let who = Credentials {
         user: name.clone(),
         password,
@@ -80,12 +86,24 @@ pub async fn flavor(c: &Context) -> Result<Finding> {
         Err(e) if e.is(403) => e.message,
         Err(e) => return Err(e.into()),
         Ok(made) => {
-            c.ledger.add(admin, "flavor", Service::Compute, format!("/flavors/{}", made.id));
+            c.ledger.add_to(
+                Batch::Ingredients,
+                admin,
+                "flavor",
+                Service::Compute,
+                format!("/flavors/{}", made.id),
+            );
             return Err(wrong("an ordinary member could create a flavor"));
         }
     };
     let made = Compute(admin).create_flavor(&name, ram, disk, 1).await?;
-    c.ledger.add(admin, "flavor", Service::Compute, format!("/flavors/{}", made.id));
+    c.ledger.add_to(
+        Batch::Ingredients,
+        admin,
+        "flavor",
+        Service::Compute,
+        format!("/flavors/{}", made.id),
+    );
     fill(&c.flavor, made.id)?;
     pass(format!("member: 403 ({refusal}); admin: {ram} MiB, {disk} GiB, 1 vCPU"))
 }
@@ -96,7 +114,13 @@ pub async fn image(c: &Context) -> Result<Finding> {
     let name = image_name(c);
     let (size, digest) = sha512(file.clone()).await?;
     let made = Images(member).create(&name, disk).await?;
-    c.ledger.add(member, "image", Service::Image, format!("/images/{}", made.id));
+    c.ledger.add_to(
+        Batch::Ingredients,
+        member,
+        "image",
+        Service::Image,
+        format!("/images/{}", made.id),
+    );
     Images(member).upload(&made.id, &file).await?;
 
     let id = made.id.as_str();
@@ -184,7 +208,13 @@ pub async fn key_pair(c: &Context) -> Result<Finding> {
     c.inputs.redactor.add_lines(&key.private);
     let name = format!("key-{}", c.run);
     let fingerprint = Compute(member).import_key(&name, &key.public).await?;
-    c.ledger.add(member, "key pair", Service::Compute, format!("/os-keypairs/{name}"));
+    c.ledger.add_to(
+        Batch::Ingredients,
+        member,
+        "key pair",
+        Service::Compute,
+        format!("/os-keypairs/{name}"),
+    );
     fill(&c.key, key)?;
     pass(format!("ECDSA P-256, fingerprint {fingerprint}"))
 }

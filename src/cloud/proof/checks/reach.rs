@@ -7,12 +7,13 @@ use crate::cloud::proof::console;
 use crate::cloud::proof::context::{Context, Floating, Guest, fill, known, unless_refused};
 use crate::cloud::proof::guest::{self, Answers};
 use crate::cloud::proof::hidden;
+use crate::cloud::proof::ledger::Batch;
 use crate::cloud::proof::login::{HostKey, KeyPair, Refusal};
 use crate::cloud::proof::outside::{Knock, knock};
 use crate::cloud::proof::silence::{self, ROUNDS};
 use crate::cloud::proof::story::Finding;
 use crate::cloud::session::Service;
-use crate::error::{Error, Result};
+use crate::error::{Error, FailureCause, Result};
 use crate::lab::outside::Neighbour;
 use crate::wait::Poll;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -22,12 +23,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 /// A guest's echo starts at 64, and the router takes one.
 const TTL: u8 = 63;
 const SSH: u16 = 22;
+const ONLY_PING_WORKS: &str = "ping works and SSH does not: look at the guest's console and at the \
+    MTU (VXLAN takes 50 bytes of it)";
 
 pub async fn floating_ip_allocated(c: &Context) -> Result<Finding> {
     let member = c.member()?;
     let made = Net(member).create_floating_ip(&known(&c.public, "the network public")?.id).await?;
     let path = format!("/floatingips/{}", made.id);
-    c.ledger.add(member, "floating IP", Service::Network, path);
+    c.ledger.add_to(Batch::FloatingIp, member, "floating IP", Service::Network, path);
     let seen = format!("{} of `public`", made.floating_ip_address);
     fill(&c.floating, Floating { id: made.id, address: made.floating_ip_address })?;
     pass(seen)
@@ -129,8 +132,14 @@ pub async fn ping(c: &Context) -> Result<Finding> {
     let slowest = echoes.iter().map(|e| e.rtt).max().unwrap_or(timeout);
     let heard_for = silence::hearing(slowest, timeout);
     let knocked = knock(outside, SocketAddrV4::new(address, SSH), heard_for).await;
-    if knocked != Knock::Silent {
-        return Err(wrong(format!("TCP {SSH} is {knocked:?} though only ICMP was let in")));
+    match knocked {
+        Knock::Silent => {}
+        Knock::Unsent(e) => {
+            return Err(wrong(format!("TCP {SSH} could not be tried: {e}")));
+        }
+        Knock::Open | Knock::Refused => {
+            return Err(wrong(format!("TCP {SSH} is {knocked:?} though only ICMP was let in")));
+        }
     }
     let fastest = echoes.iter().map(|e| e.rtt).min().unwrap_or_default();
     pass(format!(
@@ -145,13 +154,10 @@ pub async fn ssh(c: &Context) -> Result<Finding> {
     let address = c.floating()?.address;
     let group = known(&c.group, "the security group")?;
     Net(c.member()?).allow(group, "tcp", Some(SSH)).await?;
-    let (host_key, answers) =
-        ask_everything(c).await.map_err(|e| match e.to_string().contains("in vain") {
-            true => {
-                e.hint("ping works and SSH does not: look at the MTU and at the guest's console")
-            }
-            false => e,
-        })?;
+    let (host_key, answers) = ask_everything(c).await.map_err(|e| match e.cause() {
+        Some(FailureCause::TimedOut) => e.hint(ONLY_PING_WORKS),
+        _ => e,
+    })?;
     // The key is what lets in, not an open door.
     let other = KeyPair::generate()?;
     c.inputs.redactor.add_lines(&other.private);
@@ -204,7 +210,8 @@ async fn ask(
     // A result within a result, because a refusal is more than an error.
     let asked = c
         .bounded("one SSH login", nominal, async {
-            let stream = c.world.outside.connect(to, c.echo_timeout()).await?;
+            let stream = c.world.outside.connect(to, c.echo_timeout()).await;
+            let stream = stream.map_err(|failure| failure.into_error(to))?;
             let mut shell =
                 match c.world.login.connect(stream, &c.inputs.image.user, key, pin).await {
                     Ok(shell) => shell,

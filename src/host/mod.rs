@@ -5,12 +5,14 @@
 
 pub mod apt_config;
 pub mod debian;
+mod memory;
 mod report;
 pub mod tool;
 pub mod version;
 
 pub use apt_config::Mirrors;
-pub use report::{Device, DeviceState, HostReport, Memory, Need, NeedState, inspect};
+pub use memory::Memory;
+pub use report::{Device, DeviceState, HostReport, Need, NeedState, inspect};
 
 use crate::error::{Error, Result};
 use crate::event::{Event, Events, Unit};
@@ -51,7 +53,7 @@ pub async fn ensure_tools(
         }
     });
     let ran = run.await;
-    events.send(Event::ProgressEnded { what: what.into() });
+    events.send(Event::ProgressEnded { what: what.into(), ok: ran.is_ok() });
     ran.map_err(|e| e.while_doing("installing what the host lacks"))?;
     let report = inspect(folder, mirrors).await;
     match report.missing() {

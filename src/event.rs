@@ -31,6 +31,7 @@ pub enum Event {
     },
     ProgressEnded {
         what: String,
+        ok: bool,
     },
     /// A check of the proof ended.
     Check(Check),

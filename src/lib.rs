@@ -6,6 +6,8 @@
 //! * [`error`], [`event`], [`secret`], [`wait`], [`lockfile`]: the ground. What can go wrong, what
 //!   happens, what must never be shown, how everything that takes time is waited for, and how
 //!   processes keep out of each other's way.
+//! * [`fsutil`]: how files that a user named are written.
+//! * [`outbound`]: proxies and certificate authorities, as the environment has them.
 //! * [`host`]: what the host has (tools, memory, devices, mirrors) and how to get what it lacks.
 //! * [`images`]: manifests, the content-addressed store, downloads, inspection, recipes.
 //! * [`lab`]: virtual machines and the network between them. Knows no OpenStack and no engine.
@@ -23,11 +25,13 @@ pub mod diagnose;
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod fsutil;
 pub mod host;
 pub mod images;
 pub mod lab;
 pub mod layers;
 pub mod lockfile;
+pub mod outbound;
 pub mod roles;
 pub mod secret;
 pub mod supervisor;

@@ -53,6 +53,11 @@ impl Speed {
     }
 }
 
+/// Deadlines are counted in pieces of this length, so that time asleep is seen.
+const AWAKE_INTERVAL: Duration = Duration::from_secs(1);
+/// Standing still for longer is worth a word.
+const ASLEEP_AFTER: Duration = Duration::from_secs(20);
+
 /// The news of a death. The watched thing holds the [`Life`]; those who wait hold [`Death`]s.
 #[derive(Debug)]
 pub struct Life(watch::Sender<Option<Cause>>);
@@ -164,7 +169,7 @@ impl Patience {
             biased;
             out = work => out,
             cause = death.wait_cause() => Err(died(what, cause)),
-            () = tokio::time::sleep(deadline) => Err(late(what, deadline, None)),
+            () = self.awake_for(deadline) => Err(late(what, deadline, None)),
         };
         self.report(what, start, deadline, out.is_ok());
         out
@@ -201,11 +206,29 @@ impl Patience {
             biased;
             out = tries => Some(out),
             cause = death.wait_cause() => Some(Err(died(what, cause))),
-            () = tokio::time::sleep(deadline) => None,
+            () = self.awake_for(deadline) => None,
         };
         let out = out.unwrap_or_else(|| Err(late(what, deadline, last.as_deref())));
         self.report(what, start, deadline, out.is_ok());
         out
+    }
+
+    /// Resolves when this process has been awake for so long. A host that slept, or a process that was
+    /// stopped, has given nothing the time to become ready.
+    async fn awake_for(&self, time: Duration) {
+        let mut left = time;
+        while !left.is_zero() {
+            let (nap, before) = (left.min(AWAKE_INTERVAL), tokio::time::Instant::now());
+            tokio::time::sleep(nap).await;
+            let took = before.elapsed();
+            if took > nap + ASLEEP_AFTER {
+                self.events.warning(format!(
+                    "this process stood still for {:.0} s: deadlines wait as long",
+                    took.as_secs_f64()
+                ));
+            }
+            left = left.saturating_sub(took.min(nap * 2));
+        }
     }
 
     fn report(&self, what: &str, start: Instant, deadline: Duration, ok: bool) {
@@ -338,5 +361,26 @@ mod tests {
         life.ends("kernel panic");
         life.ends("QEMU exited");
         assert_eq!(death.cause().as_deref(), Some("kernel panic"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_asleep_is_no_time_to_become_ready() {
+        let (events, mut seen) = Events::channel();
+        let patience = Patience::new(Speed::new(1.0), events);
+        let (start, death) = (tokio::time::Instant::now(), Death::never());
+        let wait = patience.within("x", Duration::from_secs(60), &death, async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            // As if the host slept: nothing ran meanwhile.
+            tokio::time::advance(Duration::from_secs(300)).await;
+            tokio::time::sleep(Duration::from_secs(40)).await;
+            Ok(())
+        });
+        wait.await.unwrap();
+        assert_eq!(start.elapsed().as_secs(), 350);
+        let mut warned = false;
+        while let Ok(e) = seen.try_recv() {
+            warned |= matches!(e.event, Event::Note { text, .. } if text.contains("stood still"));
+        }
+        assert!(warned);
     }
 }

@@ -30,9 +30,19 @@ impl Home {
         self.0.path()
     }
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stackproof"));
+        self.command_by(&["env", "--default-signal=HUP,INT,TERM"], arguments)
+    }
+    /// Started by another program, whose place it takes.
+    fn command_by(&self, starter: &[&str], arguments: &[&str]) -> Command {
+        let mut command = Command::new(starter[0]);
+        command.args(&starter[1..]).arg(env!("CARGO_BIN_EXE_stackproof"));
         command.args(arguments).current_dir(self.path());
-        for name in ["STACKPROOF_STORE", "STACKPROOF_DEBIAN_MIRROR", "http_proxy", "https_proxy"] {
+        for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+            command.env_remove(name).env_remove(name.to_uppercase());
+        }
+        for name in
+            ["STACKPROOF_STORE", "STACKPROOF_DEBIAN_MIRROR", "SSL_CERT_FILE", "SSL_CERT_DIR"]
+        {
             command.env_remove(name);
         }
         command.env("XDG_CACHE_HOME", self.path().join("cache"));
@@ -46,14 +56,18 @@ impl Home {
         self.root_with(url, &"0".repeat(64))
     }
     fn root_with(&self, url: &str, sha256: &str) -> String {
+        self.add_manifest("slow", url, sha256)
+    }
+    /// The same with a name of its own, beside those that are there.
+    fn add_manifest(&self, name: &str, url: &str, sha256: &str) -> String {
         let root = self.path().join("root");
         std::fs::create_dir_all(root.join("images")).unwrap();
         std::fs::create_dir_all(root.join("vmtests/labs")).unwrap();
         let manifest = format!(
-            "name = \"slow\"\ndescription = \"an image that never comes\"\nuser = \"joe\"\n\
+            "name = \"{name}\"\ndescription = \"an image that never comes\"\nuser = \"joe\"\n\
              format = \"qcow2\"\n[pin]\nurl = \"{url}\"\nsha256 = \"{sha256}\"\n"
         );
-        std::fs::write(root.join("images/slow.toml"), manifest).unwrap();
+        std::fs::write(root.join("images").join(format!("{name}.toml")), manifest).unwrap();
         root.to_string_lossy().into_owned()
     }
 }
@@ -441,4 +455,200 @@ fn a_cache_without_layers_is_told_in_words_and_as_json() {
     let out = home.run(&["cache", "gc", "--max", "lots"]);
     assert_eq!(out.status.code(), Some(2));
     assert!(text(&out.stderr).contains("no size such as 20GiB"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn results_are_written_to_devices_fifos_and_links() {
+    let home = Home::new();
+    let at = |name: &str| home.path().join(name);
+    let e2e = |to: &str| home.command(&["e2e", "--lab", "no-such-lab", "--json", to]);
+    let parse = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+
+    std::os::unix::fs::symlink("kept.json", at("link.json")).unwrap();
+    std::fs::write(at("kept.json"), "{\"old\":1}").unwrap();
+    assert_eq!(e2e("link.json").output().unwrap().status.code(), Some(2));
+    assert!(at("link.json").is_symlink());
+    assert_eq!(parse(&std::fs::read(at("kept.json")).unwrap())["result"], "error");
+
+    std::os::unix::fs::symlink("/dev/null", at("null")).unwrap();
+    assert_eq!(e2e("null").output().unwrap().status.code(), Some(2));
+    assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+
+    // One JSON object and nothing else, for `| jq`.
+    let out = e2e("/dev/stdout").output().unwrap();
+    assert_eq!(parse(&out.stdout)["result"], "error");
+
+    let pipe = at("pipe");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let reader = {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || std::fs::read(pipe).unwrap())
+    };
+    assert_eq!(e2e("pipe").output().unwrap().status.code(), Some(2));
+    assert_eq!(parse(&reader.join().unwrap())["result"], "error");
+    assert!(!std::fs::metadata(&pipe).unwrap().is_file());
+}
+
+#[test]
+fn a_full_standard_output_is_an_error() {
+    let image = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/images/qcow2/plain.qcow2");
+    let home = Home::new();
+    for arguments in [
+        &["images", "inspect", "--json", image][..],
+        &["images", "list"],
+        &["lab", "ls", "--json"],
+        &["cache", "ls"],
+        &["--help"],
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let out = home.command(arguments).stdout(full).output().unwrap();
+        assert_eq!(out.status.code(), Some(3), "{arguments:?}");
+        assert!(text(&out.stderr).contains("standard output"), "{}", text(&out.stderr));
+    }
+}
+
+#[test]
+fn a_signal_ignored_at_the_start_stays_ignored() {
+    for (signal, name) in [(Signal::HUP, "HUP"), (Signal::INT, "INT")] {
+        let home = Home::new();
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let root = home.root(&format!("http://{}/x", server.local_addr().unwrap()));
+        let ignore = format!("--ignore-signal={name}");
+        let starter = ["env", "--default-signal=HUP,INT,TERM", &ignore];
+        let mut command = home.command_by(&starter, &["images", "fetch", "slow", "--root", &root]);
+        command.stdin(Stdio::null());
+        let mut child = start(command);
+        let connection = server.accept().unwrap();
+        send(&child, signal);
+        send(&child, signal);
+        // Still there: it waits for an answer until it is asked to stop in another way.
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(child.try_wait().unwrap().is_none(), "{name} ended it");
+        send(&child, Signal::TERM);
+        assert_eq!(ended(child).status.code(), Some(130));
+        drop(connection);
+    }
+}
+
+#[test]
+fn verbs_that_only_look_need_no_home() {
+    let image = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/images/qcow2/plain.qcow2");
+    for (variable, value) in
+        [("XDG_CACHE_HOME", "/proc"), ("HOME", "/nonexistent"), ("TMPDIR", "/nonexistent")]
+    {
+        for arguments in [
+            &["images", "list"][..],
+            &["images", "inspect", image],
+            &["images", "verify"],
+            &["cache", "ls"],
+            &["lab", "ls"],
+        ] {
+            let home = Home::new();
+            let mut command = home.command(arguments);
+            if variable != "TMPDIR" {
+                command.env_remove("XDG_CACHE_HOME");
+            }
+            let out = command.env(variable, value).output().unwrap();
+            assert!(out.status.success(), "{variable} {arguments:?}: {}", text(&out.stderr));
+            assert_eq!(entries(home.path()), [] as [String; 0], "{variable} {arguments:?}");
+        }
+    }
+    let home = Home::new();
+    let root = home.root("http://127.0.0.1:9/x");
+    let mut command = home.command(&["images", "fetch", "slow", "--root", &root]);
+    let out = command.env("XDG_CACHE_HOME", "/proc").output().unwrap();
+    assert_eq!(out.status.code(), Some(3));
+    assert!(text(&out.stderr).contains("--store"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn what_editors_and_systems_drop_is_no_manifest() {
+    let home = Home::new();
+    let root = home.root("http://127.0.0.1:9/x");
+    let images = Path::new(&root).join("images");
+    std::os::unix::fs::symlink("me@host.1:2", images.join(".#slow.toml")).unwrap();
+    std::fs::write(images.join("._a.toml"), b"Mac OS X\0").unwrap();
+    std::fs::write(images.join("slow.toml~"), "old").unwrap();
+    std::fs::create_dir(images.join("old.toml")).unwrap();
+    std::fs::write(Path::new(&root).join("vmtests/labs/.#x.toml"), "").unwrap();
+    let out = home.run(&["images", "list", "--root", &root]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).contains("slow"), "{}", text(&out.stdout));
+}
+
+#[test]
+fn one_failed_download_keeps_no_other_from_its_turn() {
+    let plain = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/images/qcow2/plain.qcow2");
+    let image = std::fs::read(plain).unwrap();
+    let sha256: String = Sha256::digest(&image).iter().map(|b| format!("{b:02x}")).collect();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/x", server.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in server.incoming().flatten() {
+            let _ = send_slowly(stream, &image);
+        }
+    });
+    for names in [["good", "wrong"], ["wrong", "good"]] {
+        let home = Home::new();
+        home.add_manifest("good", &url, &sha256);
+        let root = home.add_manifest("wrong", &url, &"0".repeat(64));
+        let out = home.run(&["images", "fetch", names[0], names[1], "--root", &root]);
+        let (said, err) = (text(&out.stdout), text(&out.stderr));
+        assert_eq!(out.status.code(), Some(4), "{err}");
+        assert!(said.starts_with("good  /") && said.lines().count() == 1, "{said}");
+        assert!(err.contains("fetch wrong: FAILED") && !err.contains("fetch wrong: done"), "{err}");
+    }
+}
+
+#[test]
+fn a_wrong_proxy_is_named_before_anything_is_fetched() {
+    let home = Home::new();
+    let root = home.root("http://127.0.0.1:9/x");
+    let mut command = home.command(&["images", "fetch", "slow", "--root", &root]);
+    let out = command.env("http_proxy", "http://[bad").output().unwrap();
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("`http_proxy`"), "{}", text(&out.stderr));
+    // Verbs that fetch nothing do not care.
+    let out = home.command(&["lab", "ls"]).env("http_proxy", "http://[bad").output().unwrap();
+    assert!(out.status.success());
+}
+
+#[test]
+fn a_lab_file_in_another_encoding_exits_2_with_its_line() {
+    let home = Home::new();
+    std::fs::write(home.path().join("l.toml"), b"# \xc7\xd1\xb1\xdb\nname = \"x\"\n").unwrap();
+    let out = home.run(&["lab", "up", "--lab", "l.toml"]);
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+    let err = text(&out.stderr);
+    assert!(err.contains("l.toml:1: not UTF-8") && err.contains("iconv"), "{err}");
+}
+
+#[test]
+fn a_store_is_private_whatever_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new();
+    let root = home.root("http://127.0.0.1:9/x");
+    let arguments = ["images", "fetch", "slow", "--store", "u", "--root", &root];
+    let starter = ["sh", "-c", "umask 000; exec \"$@\"", "sh"];
+    let out = home.command_by(&starter, &arguments).output().unwrap();
+    assert_eq!(out.status.code(), Some(4), "{}", text(&out.stderr));
+    let mode = home.path().join("u").metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
+fn a_mirror_that_does_not_answer_is_named() {
+    let home = Home::new();
+    let (root, mirror) = (env!("CARGO_MANIFEST_DIR"), "http://127.0.0.1:9/debian");
+    let build = ["images", "build", "probe-guest", "--root", root, "--debian-mirror", mirror];
+    let out = home.run(&build);
+    let err = text(&out.stderr);
+    if err.contains("could not be started") {
+        eprintln!("not run: no apt-get on this host");
+        return;
+    }
+    assert_eq!(out.status.code(), Some(4), "{err}");
+    assert!(err.contains("the mirror http://127.0.0.1:9/debian"), "{err}");
+    assert!(err.contains("--debian-mirror") && !err.contains("done"), "{err}");
 }

@@ -14,7 +14,7 @@ use super::e2e;
 use super::record::NotRun;
 use super::session::{Session, Work};
 use super::table::Table;
-use super::{finish, print, write};
+use super::{finish, print, print_error, write};
 use crate::cloud::awake::FIRST_TOKEN;
 use crate::error::{Context, Kind, Result};
 use crate::images::digest::{self, Algorithm};
@@ -96,10 +96,15 @@ fn rounded(value: f64) -> f64 {
 pub async fn run(session: Session, args: Bench) -> Result<ExitCode> {
     let redactor = session.redactor.clone();
     let json = session.env.cwd.join(&args.json);
+    let target = write::can(&json)?;
     let (record, out) = session.conduct(|work| measure(work, args)).await;
     if let Ok(results) = &out {
-        write::json(&json, results, &redactor)?;
-        print(&table(results), &redactor);
+        let to_stdout = target.is_stdout();
+        write::json(target, results, &redactor)?;
+        match to_stdout {
+            true => print_error(&table(results), &redactor)?,
+            false => print(&table(results), &redactor)?,
+        }
     }
     finish(&record, out)
 }

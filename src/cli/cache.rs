@@ -32,13 +32,20 @@ pub async fn run(session: Session, verb: Cache) -> Result<ExitCode> {
     let redactor = session.redactor.clone();
     let (record, out) = session.conduct(|work| act(work, verb)).await;
     if let Ok(text) = &out {
-        print(text, &redactor);
+        print(text, &redactor)?;
     }
     finish(&record, out)
 }
 
 /// What the verb prints on standard output.
 async fn act(work: Work, verb: Cache) -> Result<String> {
+    if let Cache::Ls { json } = verb
+        && !Layers::are_in(&work.env.store)
+    {
+        // Only looked at: no folder is made for it.
+        let none: fn(&Layer) -> Option<bool> = |_| None;
+        return if json { list_json(&[], 0, none) } else { Ok(list(&[], 0, none)) };
+    }
     let layers = Layers::open(&work.env.store)?;
     match verb {
         Cache::Ls { json } => {
@@ -63,7 +70,7 @@ struct Here {
 
 impl Here {
     async fn look(work: &Work, manifests: &Manifests) -> Result<Here> {
-        let store = work.store()?;
+        let store = work.store_to_read();
         let mut images = BTreeMap::new();
         for manifest in manifests {
             let image = if manifest.is_recipe() {

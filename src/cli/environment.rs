@@ -4,20 +4,25 @@ use super::args::Global;
 use crate::error::{Error, Result};
 use crate::host::Mirrors;
 use crate::images::manifest::authority;
+use crate::outbound::OutboundVariables;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 /// Every variable that has a meaning, for the help text.
-pub const VARIABLES: [(&str, &str); 7] = [
+pub const VARIABLES: [(&str, &str); 8] = [
     ("STACKPROOF_STORE", "where images are kept, like --store"),
     ("STACKPROOF_DEBIAN_MIRROR", "the Debian mirror, like --debian-mirror"),
     ("XDG_CACHE_HOME", "its folder stackproof/ is the default store [default: ~/.cache]"),
-    ("https_proxy, http_proxy", "the proxy that images are fetched through; no_proxy is heeded"),
+    ("http(s)_proxy, all_proxy", "the proxy that images are fetched through; no_proxy is heeded"),
+    ("SSL_CERT_FILE, _DIR", "the certificate authorities to believe [default: the system's]"),
     ("NO_COLOR", "no colours when set and not empty"),
     ("CI", "plain lines instead of live bars when set and not empty"),
     ("TERM", "plain lines instead of live bars when `dumb`"),
 ];
+
+/// The store of a user without a home, by Debian's name for a home that is not there.
+const NO_HOME: &str = "/nonexistent/.cache/stackproof";
 
 /// What the process was started with, after the command line had its say.
 #[derive(Clone, Debug)]
@@ -29,8 +34,8 @@ pub struct Environment {
     pub root: Option<PathBuf>,
     /// Where the process was started.
     pub cwd: PathBuf,
-    /// The proxy of the environment, if any.
-    pub proxy: Option<ureq::Proxy>,
+    /// Proxies and certificate authorities.
+    pub outbound: OutboundVariables,
     pub verbose: bool,
     /// Whether bars may be drawn on standard error.
     pub live: bool,
@@ -45,7 +50,12 @@ impl Environment {
                 .because(e)
                 .hint("Change to a folder that exists.")
         })?;
-        Self::from(global, &cwd, |name| std::env::var_os(name), std::io::stderr().is_terminal())
+        let variable = |name: &str| match (std::env::var_os(name), name) {
+            // Of the user's entry in the password file.
+            (None, "HOME") => std::env::home_dir().map(Into::into),
+            (value, _) => value,
+        };
+        Self::from(global, &cwd, variable, std::io::stderr().is_terminal())
     }
 
     fn from(
@@ -68,10 +78,8 @@ impl Environment {
             .clone()
             .or_else(|| set("STACKPROOF_STORE").map(PathBuf::from))
             .or_else(cache)
-            .ok_or_else(|| {
-                Error::host("no place for images: neither XDG_CACHE_HOME nor HOME is set")
-                    .hint("Give one with --store DIR.")
-            })?;
+            // Verbs that only look need none; the others say that this one cannot be made.
+            .unwrap_or_else(|| NO_HOME.into());
         let debian_mirror = match (&global.debian_mirror, set("STACKPROOF_DEBIAN_MIRROR")) {
             (Some(url), _) => Some(url.clone()),
             (None, Some(url)) => Some(url.into_string().map_err(|_| {
@@ -99,7 +107,7 @@ impl Environment {
             debian_mirror,
             root: global.root.as_ref().map(|root| cwd.join(root)),
             cwd: cwd.to_owned(),
-            proxy: ureq::Proxy::try_from_env(),
+            outbound: OutboundVariables::read(&variable),
             verbose: global.verbose,
             live,
             colour: terminal && set("NO_COLOR").is_none(),
@@ -140,9 +148,9 @@ mod tests {
     }
 
     #[test]
-    fn without_a_home_the_next_step_is_named() {
-        let e = read(Global::default(), &[], false).unwrap_err();
-        assert!(e.hint_text().unwrap().contains("--store"), "{e}");
+    fn without_a_home_there_is_a_store_that_cannot_be_made() {
+        let env = read(Global::default(), &[], false).unwrap();
+        assert_eq!(env.store, Path::new(NO_HOME));
     }
 
     #[test]

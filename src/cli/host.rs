@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::host::{self, DeviceState, HostReport, HostScope, Need, NeedState};
 use crate::lab::accel::{Judgement, Trial, Trust};
 use serde_json::{Value, json};
+use std::os::unix::fs::DirBuilderExt;
 use std::process::ExitCode;
 
 pub async fn run(session: Session, verb: Host) -> Result<ExitCode> {
@@ -36,14 +37,15 @@ pub async fn setup(work: &Work, scope: HostScope) -> Result<HostReport> {
     host::ensure_tools(scope, store, work.env.mirrors().as_ref(), &log, &work.events).await
 }
 
+/// Private whatever the umask, as the store itself makes it.
 fn make_store(work: &Work) -> Result<()> {
-    std::fs::create_dir_all(&work.env.store)
-        .map_err(|e| Error::host("the store cannot be made").at(&work.env.store, None).because(e))
+    let mut folder = std::fs::DirBuilder::new();
+    let made = folder.recursive(true).mode(0o700).create(&work.env.store);
+    made.map_err(|e| Error::host("the store cannot be made").at(&work.env.store, None).because(e))
 }
 
 /// Shows what was found, also where something is missing: then that is the error.
 async fn check(work: &Work, json: bool) -> Result<()> {
-    make_store(work)?;
     let report = host::inspect(&work.env.store, work.env.mirrors().as_ref()).await;
     let judged = match e2e::hypervisor().await {
         // Whoever asks is told what is, and not what was.
@@ -58,7 +60,7 @@ async fn check(work: &Work, json: bool) -> Result<()> {
     } else {
         text(&report, judged.as_ref())
     };
-    print(&text, &work.redactor);
+    print(&text, &work.redactor)?;
     for step in report.device_steps() {
         work.events.warning(step);
     }

@@ -6,7 +6,7 @@ use super::session::{Session, Work};
 use super::table::Table;
 use super::view::human_bytes;
 use super::{finish, print};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::host::HostScope;
 use crate::images::build::{Builder, Built};
 use crate::images::inspect::{Inspection, inspect};
@@ -22,7 +22,7 @@ pub async fn run(session: Session, verb: Images) -> Result<ExitCode> {
     let redactor = session.redactor.clone();
     let (record, out) = session.conduct(|work| act(work, verb)).await;
     if let Ok(text) = &out {
-        print(text, &redactor);
+        print(text, &redactor)?;
     }
     finish(&record, out)
 }
@@ -31,50 +31,55 @@ pub async fn run(session: Session, verb: Images) -> Result<ExitCode> {
 async fn act(work: Work, verb: Images) -> Result<String> {
     let root = Root::find(&work.env)?;
     let manifests = load_dir(&root.images())?;
-    let store = work.store()?;
+    let store = match verb {
+        // What only looks makes no store: the home may be read-only, or missing.
+        Images::List | Images::Inspect { .. } | Images::Verify { .. } => work.store_to_read(),
+        Images::Export { .. } => work.store_to_read(),
+        Images::Fetch { .. } | Images::Build { .. } | Images::Import { .. } => work.store()?,
+    };
     match verb {
         Images::List => Ok(list(&manifests, &store)),
         Images::Fetch { names } => {
             // All names are looked at before the first byte is fetched.
             let wanted = all_of(&manifests, &names)?;
-            let mut said = String::new();
+            let mut outcomes = Outcomes::new(&work, wanted.len());
             for manifest in wanted {
-                let path = fetch(&work, &store, manifest).await?;
-                said += &format!("{}  {}\n", manifest.name, path.display());
+                let path = fetch(&work, &store, manifest).await;
+                outcomes.note(&manifest.name, path.map(|path| line(&manifest.name, &path)))?;
             }
-            Ok(said)
+            outcomes.end()
         }
         Images::Build { names } => {
             let wanted = all_of(&manifests, &names)?;
-            let mut said = String::new();
+            let mut outcomes = Outcomes::new(&work, wanted.len());
             for manifest in wanted {
-                let built = build(&work, &store, manifest).await?;
-                said += &format!("{}  {}\n", manifest.name, built.disk().display());
+                let built = build(&work, &store, manifest).await;
+                outcomes.note(&manifest.name, built.map(|b| line(&manifest.name, &b.disk())))?;
             }
-            Ok(said)
+            outcomes.end()
         }
         Images::Export { names, to } => {
             let wanted = all_of(&manifests, &names)?;
             let (builder, to) = (builder(&work, &store), work.env.cwd.join(to));
-            let mut said = String::new();
+            let mut outcomes = Outcomes::new(&work, wanted.len());
             for manifest in wanted {
                 let packages = super::e2e::packages(&manifest.name);
-                let folder = export_image(&builder, manifest, &packages, &to).await?;
-                said += &format!("{}  {}\n", manifest.name, folder.display());
+                let folder = export_image(&builder, manifest, &packages, &to).await;
+                outcomes.note(&manifest.name, folder.map(|f| line(&manifest.name, &f)))?;
             }
-            Ok(said)
+            outcomes.end()
         }
         Images::Import { folders } => {
             let builder = builder(&work, &store);
-            let mut said = String::new();
+            let mut outcomes = Outcomes::new(&work, folders.len());
             for folder in folders {
-                let from = work.env.cwd.join(folder);
+                let from = work.env.cwd.join(&folder);
                 let packages = super::e2e::packages;
-                let imported = import_image(&builder, &manifests, packages, &from).await?;
-                let was_there = if imported.was_there { "  (was there)" } else { "" };
-                said += &format!("{}  {}{was_there}\n", imported.name, imported.disk.display());
+                let imported = import_image(&builder, &manifests, packages, &from).await;
+                let said = imported.map(|i| line(&i.name, &i.disk));
+                outcomes.note(&folder.display().to_string(), said)?;
             }
-            Ok(said)
+            outcomes.end()
         }
         Images::Verify { names } => verify(&work, &manifests, &store, &names).await,
         Images::Inspect { image, json } => {
@@ -82,7 +87,7 @@ async fn act(work: Work, verb: Images) -> Result<String> {
             let found = inspect(&path)?;
             let text = if json { inspection_json(&found)? } else { inspection_text(&found) };
             // Told even when it is refused: the problems are the answer.
-            print(&text, &work.redactor);
+            print(&text, &work.redactor)?;
             found.require(None)?;
             Ok(String::new())
         }
@@ -90,8 +95,8 @@ async fn act(work: Work, verb: Images) -> Result<String> {
 }
 
 pub async fn fetch(work: &Work, store: &Store, manifest: &Manifest) -> Result<PathBuf> {
-    let proxy = work.env.proxy.clone();
-    let options = crate::images::fetch::Options { proxy, ..Default::default() };
+    let (proxies, roots) = (work.env.outbound.proxies()?, work.env.outbound.roots().clone());
+    let options = crate::images::fetch::Options { proxies, roots, ..Default::default() };
     crate::images::fetch::fetch(store, manifest, &options, &work.patience()).await
 }
 
@@ -151,12 +156,58 @@ async fn verify(
     if wanted.is_empty() {
         return Ok("the store is empty: nothing was verified\n".into());
     }
-    let mut said = String::new();
+    let mut outcomes = Outcomes::new(work, wanted.len());
     for manifest in wanted {
-        let disk = crate::images::verify(manifests, store, &manifest.name, &work.events).await?;
-        said += &format!("{}: ok  {}\n", manifest.name, disk.display());
+        let name = &manifest.name;
+        let disk = crate::images::verify(manifests, store, name, &work.events).await;
+        outcomes.note(name, disk.map(|disk| format!("{name}: ok  {}\n", disk.display())))?;
     }
-    Ok(said)
+    outcomes.end()
+}
+
+fn line(name: &str, path: &Path) -> String {
+    format!("{name}  {}\n", path.display())
+}
+
+/// What became of several images. One that fails keeps none of the others from its turn.
+struct Outcomes<'a> {
+    work: &'a Work,
+    of: usize,
+    failed: Vec<(String, Error)>,
+}
+
+impl<'a> Outcomes<'a> {
+    fn new(work: &'a Work, of: usize) -> Outcomes<'a> {
+        Outcomes { work, of, failed: Vec::new() }
+    }
+
+    /// Prints the line of one that went well, at once. An interruption ends all.
+    fn note(&mut self, name: &str, outcome: Result<String>) -> Result<()> {
+        match outcome {
+            Ok(line) => print(&line, &self.work.redactor),
+            Err(e) if e.kind() == ErrorKind::Interrupted => Err(e),
+            Err(e) => {
+                self.failed.push((name.to_owned(), e));
+                Ok(())
+            }
+        }
+    }
+
+    /// The error of the one that failed, or one that names all.
+    fn end(mut self) -> Result<String> {
+        if self.failed.len() < 2 {
+            return self.failed.pop().map_or(Ok(String::new()), |(_, e)| Err(e));
+        }
+        let first = &self.failed[0].1;
+        let error =
+            Error::new(first.kind(), format!("{} of {} images failed", self.failed.len(), self.of));
+        let hint = self.failed.iter().find_map(|(_, e)| e.hint_text()).unwrap_or_default();
+        let lines = self.failed.iter().flat_map(|(name, e)| {
+            let evidence = e.evidence_lines().iter().map(|line| format!("  {line}"));
+            std::iter::once(format!("{name}: {e}")).chain(evidence)
+        });
+        Err(error.evidence(lines.collect::<Vec<_>>()).hint(hint))
+    }
 }
 
 /// The file that `image` names: a path that exists, else an image in the store.
@@ -199,6 +250,9 @@ fn inspection_text(found: &Inspection) -> String {
     for problem in &found.problems {
         text += &format!("problem       {problem}\n");
     }
+    for warning in &found.cloud_refuses {
+        text += &format!("warning       {warning}\n");
+    }
     text + &format!("verdict       {}\n", if found.is_fine() { "fine" } else { "refused" })
 }
 
@@ -211,6 +265,7 @@ fn inspection_json(found: &Inspection) -> Result<String> {
         "virtual_size": found.virtual_size,
         "features": found.features,
         "problems": found.problems,
+        "cloud_refuses": found.cloud_refuses,
         "fine": found.is_fine(),
     });
     super::write::pretty(&value)

@@ -17,7 +17,7 @@ mod table;
 mod view;
 mod write;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::secret::Redactor;
 use args::{Cli, Verb};
 use clap::Parser;
@@ -38,7 +38,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => {
             // Help and version come here too, with exit code 0.
-            let _ = e.print();
+            if let Err(error) = stdout_written(e.print()) {
+                return report(&error);
+            }
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(Kind::Input.exit_code()));
         }
     };
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<ExitCode> {
     let session = Session::new(Environment::read(&cli.global)?)?;
+    crate::host::tool::set_environment(session.env.outbound.for_programs());
     sweep(&session);
     match cli.verb {
         Verb::E2e(args) => e2e::run(session, args).await,
@@ -109,9 +112,25 @@ fn sweep(session: &Session) {
     }
 }
 
-/// Prints to standard output, without secrets. A closed pipe ends nothing.
-fn print(text: &str, redactor: &Redactor) {
-    let _ = std::io::stdout().write_all(redactor.clean(text).as_bytes());
+/// Prints to standard output, without secrets. A closed pipe ends nothing: its reader has seen
+/// enough. A full disk is an error: the text is the result.
+fn print(text: &str, redactor: &Redactor) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(redactor.clean(text).as_bytes()).and_then(|()| out.flush());
+    stdout_written(written)
+}
+
+/// The same to standard error, where a failure cannot be reported.
+fn print_error(text: &str, redactor: &Redactor) -> Result<()> {
+    let _ = std::io::stderr().write_all(redactor.clean(text).as_bytes());
+    Ok(())
+}
+
+fn stdout_written(written: std::io::Result<()>) -> Result<()> {
+    match written {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.doing(Kind::Host, || "standard output cannot be written".into()),
+    }
 }
 
 /// Tells the error of a closed record, if any, and gives its exit code.

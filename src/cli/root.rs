@@ -3,6 +3,7 @@
 
 use super::environment::Environment;
 use crate::error::{Context, Error, Kind, Result};
+use crate::images::manifest;
 use std::path::{Path, PathBuf};
 
 mod embedded {
@@ -30,10 +31,7 @@ impl Root {
         if is_root(&env.cwd) {
             return Ok(Root { folder: env.cwd.clone(), _unpacked: None });
         }
-        let folder = tempfile::Builder::new()
-            .prefix("stackproof-files-")
-            .tempdir()
-            .doing(Kind::Host, || "a temporary folder cannot be made".into())?;
+        let folder = temporary()?;
         unpack(embedded::FILES, folder.path())?;
         Ok(Root { folder: folder.path().to_owned(), _unpacked: Some(folder) })
     }
@@ -67,6 +65,22 @@ impl Root {
     }
 }
 
+/// Where TMPDIR says, or where else a temporary folder can be made.
+fn temporary() -> Result<tempfile::TempDir> {
+    let named = std::env::temp_dir();
+    let make = |at: &Path| tempfile::Builder::new().prefix("stackproof-files-").tempdir_in(at);
+    let made = make(&named).or_else(|e| {
+        let mut others = ["/tmp", "/var/tmp", "/dev/shm"].iter();
+        others.find_map(|at| make(Path::new(at)).ok()).ok_or(e)
+    });
+    made.map_err(|e| {
+        Error::host("a temporary folder cannot be made")
+            .at(&named, None)
+            .because(e)
+            .hint("set TMPDIR to a folder that can be written")
+    })
+}
+
 fn is_root(folder: &Path) -> bool {
     folder.join("images").is_dir() && folder.join("vmtests/labs").is_dir()
 }
@@ -76,6 +90,7 @@ fn names(labs: &Path) -> Vec<String> {
         .into_iter()
         .flatten()
         .flatten()
+        .filter(|e| manifest::is_toml_file(&e.path()))
         .filter_map(|e| Some(e.file_name().to_str()?.strip_suffix(".toml")?.to_owned()))
         .collect();
     names.sort();

@@ -68,6 +68,11 @@ impl Work {
         Ok(store)
     }
 
+    /// The store as it is, for verbs that only look.
+    pub fn store_to_read(&self) -> Store {
+        Store::read_only(&self.env.store)
+    }
+
     /// Changes the facts. A poisoned lock is passed over: facts have no invariant to break.
     pub fn learn(&self, change: impl FnOnce(&mut Facts)) {
         change(&mut self.facts.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));

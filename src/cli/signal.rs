@@ -8,21 +8,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// The signals that mean "stop". Made before any work begins, so that no moment is uncovered.
-pub struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
+///
+/// A signal that was ignored when the process began stays ignored, as `nohup` (SIGHUP) and shells
+/// without job control (SIGINT of a command with `&`) ask for.
+pub struct Stop(Vec<Signal>);
 
 impl Stop {
     /// Must be called within a tokio runtime.
     pub fn watch() -> Result<Stop> {
+        let ignored = ignored_signals();
+        let all = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let heeded = all.into_iter().filter(|kind| !is_in(ignored, *kind));
         let on = |kind| signal(kind).doing(Kind::Internal, || "signals cannot be handled".into());
-        Ok(Stop {
-            interrupt: on(SignalKind::interrupt())?,
-            terminate: on(SignalKind::terminate())?,
-            hangup: on(SignalKind::hangup())?,
-        })
+        Ok(Stop(heeded.map(on).collect::<Result<_>>()?))
     }
 
     /// Runs `work` to its end, which begins when `told` hears of the first signal. The second drops
@@ -45,11 +43,13 @@ impl Stop {
     }
 
     async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
+        std::future::poll_fn(|cx| {
+            match self.0.iter_mut().any(|signal| signal.poll_recv(cx).is_ready()) {
+                true => std::task::Poll::Ready(()),
+                false => std::task::Poll::Pending,
+            }
+        })
+        .await;
     }
 
     /// Runs `work` to its end, or until asked to stop: then `work` is dropped, which must clean up,
@@ -77,9 +77,28 @@ impl Stop {
     }
 }
 
+/// The mask of the signals that this process ignores. A handler of ours takes a signal out of it.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn is_in(mask: u64, kind: SignalKind) -> bool {
+    mask & (1 << (kind.as_raw_value() - 1)) != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mask_names_its_signals() {
+        assert!(is_in(0x1, SignalKind::hangup()) && !is_in(0x1, SignalKind::interrupt()));
+        assert!(is_in(0x4002, SignalKind::terminate()) && is_in(0x4002, SignalKind::interrupt()));
+        // Rust ignores SIGPIPE.
+        assert!(is_in(ignored_signals(), SignalKind::pipe()));
+    }
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 

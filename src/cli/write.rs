@@ -1,45 +1,46 @@
 //! Writes a JSON file whole or not at all, readable by its owner alone, without secrets.
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::fsutil::{self, NamedOutput};
 use crate::secret::Redactor;
 use serde::Serialize;
 use serde_json::Value;
-use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Mode 0600. The folder is made if missing. Errors are [`Kind::Host`] and name the file.
-pub fn json(path: &Path, value: &impl Serialize, redactor: &Redactor) -> Result<()> {
+/// Mode 0600 where `path` is a regular file, which is replaced whole; links are followed, devices
+/// and FIFOs are written to. Errors are [`Kind::Host`] and name the file.
+pub fn json(to: JsonOutput, value: &impl Serialize, redactor: &Redactor) -> Result<()> {
     let mut value =
         serde_json::to_value(value).doing(Kind::Internal, || "the result is no JSON".into())?;
     clean(&mut value, redactor);
-    let write = || -> std::io::Result<()> {
-        let mut file = beside(path)?;
-        serde_json::to_writer_pretty(&mut file, &value)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().doing(Kind::Host, || format!("{} cannot be written", path.display()))
+    let text = pretty(&value)?;
+    to.output
+        .write_private(text.as_bytes())
+        .doing(Kind::Host, || format!("{} cannot be written", to.path.display()))
 }
 
-/// Finds out early whether [`json`] will be able to write there. Leaves the folder.
-pub fn can(path: &Path) -> Result<()> {
+/// Where a JSON file goes, found to be writable.
+#[derive(Debug)]
+pub struct JsonOutput {
+    path: PathBuf,
+    output: NamedOutput,
+}
+
+impl JsonOutput {
+    pub fn is_stdout(&self) -> bool {
+        self.output.is_stdout()
+    }
+}
+
+/// Finds out early whether [`json`] will be able to write there. The folder is made if missing.
+pub fn can(path: &Path) -> Result<JsonOutput> {
     let cannot = || format!("{} cannot be written", path.display());
     if path.is_dir() {
         return Err(Error::input(cannot()).hint("it is a folder: name a file in it"));
     }
-    beside(path).map(drop).doing(Kind::Input, cannot)
-}
-
-/// A temporary file (0600) in the folder of `path`, to be renamed over it.
-fn beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(folder)?;
-    tempfile::NamedTempFile::new_in(folder)
+    std::fs::create_dir_all(fsutil::folder_of(path)).doing(Kind::Input, cannot)?;
+    let output = NamedOutput::check(path).doing(Kind::Input, cannot)?;
+    Ok(JsonOutput { path: path.to_owned(), output })
 }
 
 /// The text of `value`, for standard output.
@@ -80,7 +81,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/out.json");
         let value = json!({"a": ["x quo\"ted\\secret y"], "k quo\"ted\\secret": 1});
-        json(&path, &value, &redactor).unwrap();
+        json(can(&path).unwrap(), &value, &redactor).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(!text.contains("ted"), "{text}");
         let back: Value = serde_json::from_str(&text).unwrap();
@@ -93,10 +94,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let taken = dir.path().join("folder");
         std::fs::create_dir(&taken).unwrap();
-        let e = json(&taken, &json!({}), &Redactor::default()).unwrap_err();
+        let e = can(&taken).unwrap_err();
         assert!(e.to_string().contains("folder"), "{e}");
+        assert_eq!(e.kind(), Kind::Input);
+        let full = can(Path::new("/dev/full")).unwrap();
+        let e = json(full, &json!({}), &Redactor::default()).unwrap_err();
         assert_eq!(e.kind(), Kind::Host);
-        assert_eq!(can(&taken).unwrap_err().kind(), Kind::Input);
         can(&dir.path().join("fine.json")).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }

@@ -22,8 +22,9 @@ pub fn rc_file(auth_url: &Url, region: &str, who: &Credentials) -> Secret {
     ];
     let mut text = String::from(
         "# Written by stackproof: `source` it, then use the `openstack` command.\n\
-         unset OS_TOKEN OS_CLOUD OS_SYSTEM_SCOPE\n",
+         # Variables of another cloud would change or break the login: all OS_* are unset.\n",
     );
+    text += UNSET_ALL;
     for (name, value) in variables {
         text += &format!("export {name}={}\n", shell_quoted(value));
     }
@@ -52,6 +53,11 @@ pub fn clouds_yaml(auth_url: &Url, region: &str, users: &[(&str, &Credentials)])
     Secret::new(text)
 }
 
+/// Works in sh, bash, ksh and zsh, under `set -eu` too.
+pub const UNSET_ALL: &str = "for os_name in \
+    $(env | sed -n 's/^\\(OS_[A-Za-z0-9_]*\\)=.*/\\1/p'); do unset \"$os_name\"; done\n\
+    unset os_name\n";
+
 fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
@@ -61,9 +67,61 @@ fn yaml_quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
+/// The first line of every file that this module writes begins so.
+const WRITTEN: &str = "# Written by stackproof";
+
+/// Whether the file with these contents is one of ours, which may be replaced.
+pub fn is_ours(contents: &[u8]) -> bool {
+    contents.starts_with(WRITTEN.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_of_another_cloud_are_unset() {
+        let url = Url::parse("http://h:5000").unwrap();
+        let rc = rc_file(&url, "RegionOne", &who());
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("openrc");
+        std::fs::write(&file, rc.reveal()).unwrap();
+        for shell in ["sh", "bash"] {
+            let script = "set -eu; . \"$0\"; env | sed -n 's/^\\(OS_[^=]*\\)=.*/\\1/p' | sort";
+            let mut command = std::process::Command::new(shell);
+            command.args(["-c", script]).arg(&file);
+            for name in [
+                "OS_PROJECT_ID",
+                "OS_DOMAIN_ID",
+                "OS_AUTH_TYPE",
+                "OS_APPLICATION_CREDENTIAL_ID",
+                "OS_CACERT",
+                "OS_TENANT_NAME",
+                "OS_TRUST_ID",
+                "OS_CLOUD",
+                "OS_COMPUTE_API_VERSION",
+            ] {
+                command.env(name, "dead\nOS_NONE=x");
+            }
+            let out = command.output().unwrap();
+            let left = String::from_utf8_lossy(&out.stdout).into_owned();
+            let wanted = "OS_AUTH_URL OS_IDENTITY_API_VERSION OS_INTERFACE OS_PASSWORD \
+                          OS_PROJECT_DOMAIN_NAME OS_PROJECT_NAME OS_REGION_NAME \
+                          OS_USERNAME OS_USER_DOMAIN_NAME";
+            let left: Vec<&str> = left.lines().collect();
+            let error = String::from_utf8_lossy(&out.stderr);
+            assert_eq!(left.join(" "), wanted, "{shell}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_files_written_here_are_ours() {
+        let url = Url::parse("http://h:5000").unwrap();
+        assert!(is_ours(rc_file(&url, "r", &who()).reveal().as_bytes()));
+        assert!(is_ours(clouds_yaml(&url, "r", &[]).reveal().as_bytes()));
+        assert!(!is_ours(b"clouds:\n  production:\n"));
+        assert!(!is_ours(b""));
+    }
 
     fn who() -> Credentials {
         Credentials {

@@ -335,7 +335,7 @@ impl Client {
                     ChannelMsg::ExtendedData { data, .. } => out.stderr.extend_from_slice(&data),
                     ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status as i32),
                     ChannelMsg::ExitSignal { signal_name, .. } => {
-                        status = Some(128 + signal_number(&signal_name));
+                        status = Some(signal_code(&signal_name));
                     }
                     ChannelMsg::Failure => {
                         return Err(Error::lab("the SSH server refused to run a command"));
@@ -385,9 +385,11 @@ impl fmt::Debug for Client {
     }
 }
 
-fn signal_number(signal: &russh::Sig) -> i32 {
+/// The exit code of a command that a signal ended, as shells give it: 128 and the signal's number on
+/// Linux; 255 for one without a name.
+pub fn signal_code(signal: &russh::Sig) -> i32 {
     use russh::Sig;
-    match signal {
+    128 + match signal {
         Sig::HUP => 1,
         Sig::INT => 2,
         Sig::QUIT => 3,
@@ -395,11 +397,26 @@ fn signal_number(signal: &russh::Sig) -> i32 {
         Sig::ABRT => 6,
         Sig::FPE => 8,
         Sig::KILL => 9,
+        Sig::USR1 => 10,
         Sig::SEGV => 11,
         Sig::PIPE => 13,
         Sig::ALRM => 14,
         Sig::TERM => 15,
-        _ => 0,
+        // RFC 4254 names those above; servers send others in the same way.
+        Sig::Custom(name) => match name.split('@').next().unwrap_or_default() {
+            "TRAP" => 5,
+            "BUS" => 7,
+            "USR2" => 12,
+            "STKFLT" => 16,
+            "XCPU" => 24,
+            "XFSZ" => 25,
+            "VTALRM" => 26,
+            "PROF" => 27,
+            "POLL" | "IO" => 29,
+            "PWR" => 30,
+            "SYS" => 31,
+            _ => 127,
+        },
     }
 }
 

@@ -4,6 +4,7 @@
 //! No mirror's name is written anywhere in stackproof: this is where it comes from, unless the
 //! user gives one.
 
+use super::tool::Tool;
 use std::path::Path;
 
 /// One enabled binary source of the host.
@@ -55,6 +56,43 @@ impl Mirrors {
         };
         Some(Mirrors { archive: find("debian", false)?, security: find("debian-security", true) })
     }
+}
+
+/// How the host's apt reaches mirrors: its options for proxies, ready for another configuration.
+pub async fn proxy_options() -> Vec<String> {
+    // A host without apt has no such options.
+    let dump = Tool::new("apt-config").arg("dump").output().await.unwrap_or_default();
+    proxies_of(&dump)
+}
+
+/// The same as variables, which apt heeds where its configuration names no proxy. A proxy that is for
+/// one host, or that a script finds, is not among them.
+pub async fn proxy_variables() -> Vec<(&'static str, String)> {
+    variables_of(&proxy_options().await)
+}
+
+fn variables_of(options: &[String]) -> Vec<(&'static str, String)> {
+    let value = |scheme: &str| {
+        let key = format!("Acquire::{scheme}::Proxy ");
+        let value = options.iter().find_map(|o| o.strip_prefix(&key))?;
+        let value = value.trim_end_matches(';').trim_matches('"');
+        // apt's word for none.
+        Some(if value == "DIRECT" { String::new() } else { value.to_owned() })
+    };
+    let names = [("http", "http_proxy"), ("https", "https_proxy")];
+    names.into_iter().filter_map(|(scheme, name)| Some((name, value(scheme)?))).collect()
+}
+
+/// Of `apt-config dump`: `Acquire::http::Proxy "http://proxy:3142";`, also by host, and the script
+/// that finds a proxy.
+fn proxies_of(dump: &str) -> Vec<String> {
+    let is_proxy = |line: &&str| {
+        let key = line.split([' ', '"']).next().unwrap_or_default().to_ascii_lowercase();
+        let key = key.strip_prefix("acquire::").unwrap_or_default();
+        ["http::proxy", "https::proxy"].iter().any(|p| key.starts_with(p))
+    };
+    // An empty value is the root of a tree, or a setting that was cleared.
+    dump.lines().filter(is_proxy).filter(|l| !l.contains("\"\"")).map(str::to_owned).collect()
 }
 
 /// Every enabled binary source below `etc_apt`. What cannot be read is left out: apt itself says
@@ -210,6 +248,20 @@ deb [arch=amd64 signed-by=/usr/share/keyrings/vendor.gpg] https://vendor.example
 deb http://mirror.example.org/debian bookworm main contrib # the archive
 deb\thttp://security.example.org/debian-security/ bookworm-security main
 ";
+
+    #[test]
+    fn proxies_of_the_host_are_found() {
+        let dump = "Acquire \"\";\nAcquire::http \"\";\nAcquire::http::Proxy \"http://c:3142\";\n\
+                    Acquire::http::Proxy::near \"DIRECT\";\nAcquire::https::Proxy \"\";\n\
+                    Acquire::http::Proxy-Auto-Detect \"/usr/bin/find-proxy\";\n\
+                    Acquire::http::User-Agent \"x\";\n";
+        let found = proxies_of(dump);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(found[0], "Acquire::http::Proxy \"http://c:3142\";");
+        assert_eq!(variables_of(&found), [("http_proxy", "http://c:3142".to_owned())]);
+        let direct = ["Acquire::https::Proxy \"DIRECT\";".to_owned()];
+        assert_eq!(variables_of(&direct), [("https_proxy", String::new())]);
+    }
 
     #[test]
     fn both_formats_give_the_same_mirrors() {

@@ -6,6 +6,7 @@
 mod advice;
 pub mod apt_config;
 pub mod debian;
+mod memory;
 mod mirrors;
 mod namespaces;
 mod report;
@@ -13,7 +14,8 @@ pub mod tool;
 pub mod version;
 
 pub use apt_config::Mirrors;
-pub use report::{Device, DeviceState, HostReport, HostScope, Memory, Need, NeedState, inspect};
+pub use memory::Memory;
+pub use report::{Device, DeviceState, HostReport, HostScope, Need, NeedState, inspect};
 
 use crate::error::{Error, Result};
 use crate::event::{Event, Events, Unit};
@@ -49,7 +51,7 @@ pub async fn ensure_tools(
         }
     });
     let ran = run.await;
-    events.send(Event::ProgressEnded { what: what.into() });
+    events.send(Event::ProgressEnded { what: what.into(), ok: ran.is_ok() });
     ran.map_err(|e| e.while_doing("installing what the host lacks"))?;
     let report = inspect(folder, mirrors).await;
     if report.missing(scope).is_empty() {

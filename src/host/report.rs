@@ -2,6 +2,7 @@
 
 use super::apt_config::Mirrors;
 use super::debian::{OsRelease, Plan};
+use super::memory::Memory;
 use super::namespaces::{NamespaceFault, name_of_id, try_namespaces};
 use super::tool::{Tool, search_path};
 use super::{advice, version};
@@ -76,13 +77,6 @@ pub enum NeedState {
         reason: String,
         remedy: String,
     },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Memory {
-    /// Bytes; of the control group, where that allows less than the machine has.
-    pub total: u64,
-    pub available: u64,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -235,7 +229,7 @@ pub async fn inspect(folder: &Path, given: Option<&Mirrors>) -> HostReport {
         root,
         needs,
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        memory: memory(),
+        memory: Memory::look(Path::new("/")).unwrap_or_default(),
         free_bytes: free(folder),
         folder: folder.to_owned(),
         devices: ["/dev/kvm"].map(|path| Device { path, state: device(path) }).into(),
@@ -310,32 +304,6 @@ fn free(folder: &Path) -> Option<u64> {
     Some(stat.f_bavail * stat.f_frsize)
 }
 
-fn memory() -> Memory {
-    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    memory_of(
-        &text("/proc/meminfo"),
-        &text("/sys/fs/cgroup/memory.max"),
-        &text("/sys/fs/cgroup/memory.current"),
-    )
-}
-
-fn memory_of(meminfo: &str, group_max: &str, group_current: &str) -> Memory {
-    let field = |name: &str| {
-        let line = meminfo.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
-    };
-    let mut memory = Memory {
-        total: field("MemTotal").unwrap_or(0),
-        available: field("MemAvailable").unwrap_or(0),
-    };
-    if let Ok(max) = group_max.trim().parse::<u64>() {
-        memory.total = memory.total.min(max);
-        let used = group_current.trim().parse().unwrap_or(0);
-        memory.available = memory.available.min(max.saturating_sub(used));
-    }
-    memory
-}
-
 /// A host that has everything, for tests.
 #[cfg(test)]
 pub(super) fn example() -> HostReport {
@@ -385,16 +353,6 @@ mod tests {
         let mut need = example().needs.remove(0);
         need.state = too_old;
         assert_eq!(need.to_string(), "qemu-system-x86_64 (9.2 or newer; found 7.2.15)");
-    }
-
-    #[test]
-    fn memory_is_what_the_control_group_leaves() {
-        let meminfo = "MemTotal:       16000 kB\nMemFree: 1 kB\nMemAvailable:    8000 kB\n";
-        let machine = Memory { total: 16000 << 10, available: 8000 << 10 };
-        assert_eq!(memory_of(meminfo, "max\n", "5\n"), machine);
-        assert_eq!(memory_of(meminfo, "", ""), machine);
-        let limited = memory_of(meminfo, "4096000\n", "96000\n");
-        assert_eq!(limited, Memory { total: 4_096_000, available: 4_000_000 });
     }
 
     #[test]

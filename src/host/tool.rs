@@ -11,6 +11,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
@@ -41,6 +42,14 @@ pub struct Tool {
     farewell: Signal,
 }
 
+static ENVIRONMENT: OnceLock<Vec<(&'static str, String)>> = OnceLock::new();
+
+/// Variables that every tool of this process gets; the first call counts. See
+/// [`crate::outbound::OutboundVariables::for_programs`].
+pub fn set_environment(variables: Vec<(&'static str, String)>) {
+    let _ = ENVIRONMENT.set(variables);
+}
+
 impl Tool {
     pub fn new(program: impl AsRef<OsStr>) -> Tool {
         let mut command = Command::new(&program);
@@ -48,6 +57,7 @@ impl Tool {
             .env("PATH", search_path())
             .env("LC_ALL", "C.UTF-8")
             .env("DEBIAN_FRONTEND", "noninteractive");
+        command.envs(ENVIRONMENT.get().into_iter().flatten().map(|(name, value)| (name, value)));
         Tool { program: program.as_ref().to_owned(), command, log: None, farewell: Signal::KILL }
     }
 

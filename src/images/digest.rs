@@ -204,14 +204,15 @@ fn hash_file(
     Ok(hasher.finish())
 }
 
-/// The digest of a file, off the async threads, with progress called `what`. Dropping the future
-/// ends the hashing at its next chunk.
+/// The digest of a file, off the async threads, with progress called `what`, which ends well if the
+/// digest is the `expected` one. Dropping the future ends the hashing at its next chunk.
 pub async fn file_with_progress(
     path: &Path,
-    algorithm: Algorithm,
+    expected: &Digest,
     what: &str,
     events: &Events,
 ) -> Result<Digest> {
+    let (expected, algorithm) = (*expected, expected.algorithm());
     let stop = StopOnDrop(Arc::new(AtomicBool::new(false)));
     let stopped = stop.0.clone();
     let (path, what, events) = (path.to_owned(), what.to_owned(), events.clone());
@@ -232,7 +233,8 @@ pub async fn file_with_progress(
             }
             Ok(())
         });
-        events.send(Event::ProgressEnded { what });
+        events
+            .send(Event::ProgressEnded { what, ok: digest.as_ref().is_ok_and(|d| *d == expected) });
         digest.doing(Kind::Image, || "could not be hashed".into()).map_err(|e| e.at(&path, None))
     });
     job.await.map_err(|e| Error::internal("the hashing thread ended").because(e))?
@@ -304,8 +306,9 @@ mod tests {
         let path = dir.path().join("f");
         std::fs::write(&path, vec![7; 1000]).unwrap();
         let (events, mut seen) = Events::channel();
-        let d = file_with_progress(&path, Algorithm::Sha256, "hash f", &events).await.unwrap();
-        assert_eq!(d, Digest::of(Algorithm::Sha256, &[7; 1000]));
+        let right = Digest::of(Algorithm::Sha256, &[7; 1000]);
+        let d = file_with_progress(&path, &right, "hash f", &events).await.unwrap();
+        assert_eq!(d, right);
         let mut last = None;
         while let Ok(e) = seen.try_recv() {
             if let Event::Progress { done, total, .. } = e.event {
@@ -316,10 +319,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn another_digest_than_expected_does_not_end_well() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "rotten").unwrap();
+        for (content, wanted) in [("rotten", true), ("fresh", false)] {
+            let (events, mut seen) = Events::channel();
+            let expected = Digest::of(Algorithm::Sha256, content.as_bytes());
+            file_with_progress(&path, &expected, "verify f", &events).await.unwrap();
+            let mut ended = None;
+            while let Ok(e) = seen.try_recv() {
+                if let Event::ProgressEnded { ok, .. } = e.event {
+                    ended = Some(ok);
+                }
+            }
+            assert_eq!(ended, Some(wanted));
+        }
+    }
+
+    #[tokio::test]
     async fn a_missing_file_is_named() {
         let e = file_with_progress(
             Path::new("/nonexistent/x"),
-            Algorithm::Sha256,
+            &Digest::of(Algorithm::Sha256, b""),
             "hash x",
             &Events::silent(),
         )

@@ -18,6 +18,7 @@ use super::manifest::{Format, Manifest, Pin};
 use super::store::{Begin, BlobWriter, Store};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Events, Unit};
+use crate::outbound::{self, ProxySettings, ProxyUrl, RootSource};
 use crate::wait::Patience;
 use resume::{ContentRange, Origin};
 use std::io::{self, Read};
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use ureq::http::{Response, StatusCode, header};
+use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 /// Read and written at once.
@@ -35,6 +37,12 @@ const FIRST_LOOK: usize = 512;
 const REDIRECTS: usize = 10;
 /// How often one address may break off and be taken up again.
 const TAKE_UPS: usize = 3;
+/// How often addresses with a passing trouble are asked again.
+const RETRIES: u32 = 3;
+/// The longest pause that a server's `Retry-After` gets.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// A pause ends within so long when the fetch is dropped.
+const STOP_INTERVAL: Duration = Duration::from_millis(50);
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// How to fetch.
@@ -48,8 +56,11 @@ pub struct Options {
     pub max_bytes: u64,
     /// Free bytes to leave on the store's filesystem.
     pub leave_free: u64,
-    /// `ureq::Proxy::try_from_env()` is the caller's to call: only `cli` reads the environment.
-    pub proxy: Option<ureq::Proxy>,
+    /// The pause before an address that had a passing trouble is asked again; it doubles.
+    pub pause: Duration,
+    pub proxies: ProxySettings,
+    /// Whose certificates are believed.
+    pub roots: RootSource,
 }
 
 impl Default for Options {
@@ -59,7 +70,9 @@ impl Default for Options {
             connect: Duration::from_secs(15),
             max_bytes: 32 << 30,
             leave_free: 256 << 20,
-            proxy: None,
+            pause: Duration::from_secs(2),
+            proxies: ProxySettings::default(),
+            roots: RootSource::default(),
         }
     }
 }
@@ -83,7 +96,7 @@ pub async fn fetch(
         Begin::Present(path) => return Ok(path),
         Begin::Write(writer) => writer,
     };
-    let agent = agent(options);
+    let agent = agent(options, pin)?;
     let stop = Arc::new(AtomicBool::new(false));
     // Dropped at the end of this function, or with it.
     let _cancel = Cancel { agent: Some(agent.clone()), stop: stop.clone() };
@@ -112,13 +125,18 @@ pub async fn fetch(
     told.await.map_err(|_| Error::internal("the download's thread ended without a result"))?
 }
 
-fn agent(options: &Options) -> Agent {
-    Agent::config_builder()
+fn agent(options: &Options, pin: &Pin) -> Result<Agent> {
+    let roots = match options.roots.load() {
+        Ok(roots) => roots,
+        Err(e) if pin.urls().any(|url| url.starts_with("https:")) => return Err(e),
+        Err(_) => RootCerts::WebPki,
+    };
+    let config = outbound::agent_config()
+        .tls_config(TlsConfig::builder().root_certs(roots).build())
         .http_status_as_error(false)
         // Followed here: each hop is checked and the range goes along.
         .max_redirects(0)
         .max_redirects_will_error(false)
-        .proxy(options.proxy.clone())
         .user_agent(concat!("stackproof/", env!("CARGO_PKG_VERSION")))
         .accept_encoding("identity")
         .timeout_resolve(Some(options.connect))
@@ -126,8 +144,8 @@ fn agent(options: &Options) -> Agent {
         .timeout_recv_response(Some(options.stall))
         .timeout_per_read(Some(options.stall))
         .timeout_per_write(Some(options.stall))
-        .build()
-        .new_agent()
+        .build();
+    Ok(outbound::agent(config))
 }
 
 /// Ends the thread when it is dropped.
@@ -159,11 +177,25 @@ struct Reason {
     what: String,
     hint: Option<String>,
     evidence: Vec<String>,
+    /// Whether the same address may do better in a while, and what pause it asked for.
+    passing: Option<Duration>,
 }
 
 impl From<String> for Reason {
     fn from(what: String) -> Reason {
-        Reason { what, hint: None, evidence: Vec::new() }
+        Reason { what, hint: None, evidence: Vec::new(), passing: None }
+    }
+}
+
+impl Reason {
+    fn hint(mut self, hint: impl Into<String>) -> Reason {
+        self.hint = Some(hint.into());
+        self
+    }
+    /// Worth another try after a pause.
+    fn passing(mut self, pause: Option<Duration>) -> Reason {
+        self.passing = Some(pause.unwrap_or_default());
+        self
     }
 }
 
@@ -201,7 +233,7 @@ struct Job {
 impl Job {
     fn run(mut self) -> Result<PathBuf> {
         let done = self.try_all();
-        self.events.send(Event::ProgressEnded { what: self.what() });
+        self.events.send(Event::ProgressEnded { what: self.what(), ok: done.is_ok() });
         if self.stopped() {
             // What came stays, whatever became of this try.
             return Err(Error::interrupted());
@@ -223,28 +255,59 @@ impl Job {
         }
         let mut failures: Vec<(String, Reason)> = Vec::new();
         for url in self.pin.urls().map(str::to_owned).collect::<Vec<_>>() {
-            let mut again = 0;
-            let reason = loop {
-                let before = self.writer.written();
-                match self.attempt(&url) {
-                    Ok(()) => return Ok(()),
-                    Err(Failed::Stop(e)) => return Err(e),
-                    Err(Failed::Next(reason)) => break reason,
-                    Err(Failed::Again(reason)) => {
-                        again += 1;
-                        if again > TAKE_UPS || self.writer.written() == before {
-                            break reason;
-                        }
-                        self.events.detail(format!("{url}: {}: taking it up again", reason.what));
-                    }
+            match self.try_one(&url)? {
+                None => return Ok(()),
+                Some(reason) => failures.push((url, reason)),
+            }
+        }
+        for retry in 0..RETRIES {
+            let asked = failures.iter().filter_map(|(_, reason)| reason.passing).max();
+            let Some(asked) = asked else { break };
+            self.pause((self.options.pause * 2u32.pow(retry)).max(asked.min(MAX_PAUSE)))?;
+            for (url, reason) in failures.iter_mut().filter(|(_, r)| r.passing.is_some()) {
+                match self.try_one(url)? {
+                    None => return Ok(()),
+                    Some(new) => *reason = new,
                 }
-                if self.stopped() {
-                    return Err(Error::interrupted());
-                }
-            };
-            failures.push((url, reason));
+            }
         }
         Err(self.all_failed(failures))
+    }
+
+    /// Fetches from one address, however often it breaks off. Gives the reason of its failure.
+    fn try_one(&mut self, url: &str) -> Result<Option<Reason>> {
+        let mut again = 0;
+        loop {
+            let before = self.writer.written();
+            match self.attempt(url) {
+                Ok(()) => return Ok(None),
+                Err(Failed::Stop(e)) => return Err(e),
+                Err(Failed::Next(reason)) => return Ok(Some(reason)),
+                Err(Failed::Again(reason)) => {
+                    again += 1;
+                    if again > TAKE_UPS || self.writer.written() == before {
+                        return Ok(Some(reason));
+                    }
+                    self.events.detail(format!("{url}: {}: taking it up again", reason.what));
+                }
+            }
+            if self.stopped() {
+                return Err(Error::interrupted());
+            }
+        }
+    }
+
+    fn pause(&self, pause: Duration) -> Result<()> {
+        let text = format!("{}: asking again in {:.0} s", self.name, pause.as_secs_f32());
+        self.events.info(text);
+        let start = Instant::now();
+        while start.elapsed() < pause {
+            if self.stopped() {
+                return Err(Error::interrupted());
+            }
+            std::thread::sleep(STOP_INTERVAL.min(pause - start.elapsed().min(pause)));
+        }
+        Ok(())
     }
 
     /// Hashes what an earlier process left of it. True if that was everything.
@@ -346,14 +409,42 @@ impl Job {
                 // It is another file now, or the server knows no ranges: this is all of it.
                 StatusCode::OK => return self.whole(url, response),
                 StatusCode::RANGE_NOT_SATISFIABLE => {}
-                status => return next(answered(status)),
+                _ => return Err(Failed::Next(self.refused(url, &response))),
             }
         }
         let response = self.get(url, None)?;
         match response.status() {
             StatusCode::OK => self.whole(url, response),
-            status => next(answered(status)),
+            _ => Err(Failed::Next(self.refused(url, &response))),
         }
+    }
+
+    /// Why an answer without the file is of no use.
+    fn refused(&self, url: &str, response: &Response<Body>) -> Reason {
+        let status = response.status();
+        let reason = Reason::from(format!("{}{}", answered(status), self.through(url)));
+        match status.as_u16() {
+            404 | 410 => reason.hint(format!(
+                "the file has moved: look where it is now, and put that URL into {}",
+                self.manifest.display()
+            )),
+            407 => reason
+                .hint("put user and password into the proxy's URL: http://USER:PASSWORD@HOST:PORT"),
+            401 | 403 => reason.hint(format!(
+                "the server refuses this file: open the address in a browser, and put one that \
+                 works into {}",
+                self.manifest.display()
+            )),
+            // As curl's --retry: the server is busy or restarts.
+            408 | 425 | 429 | 500 | 502 | 503 | 504 => reason.passing(retry_after(response)),
+            _ => reason,
+        }
+    }
+
+    /// ` through the proxy …`, where one leads to `url`.
+    fn through(&self, url: &str) -> String {
+        let proxy = self.options.proxies.for_url(url);
+        proxy.map(|proxy| format!(" (through the proxy {proxy})")).unwrap_or_default()
     }
 
     /// An answer that holds the whole file.
@@ -383,19 +474,27 @@ impl Job {
     fn get(&self, url: &str, range: Option<(u64, &str)>) -> Result<Response<Body>, Failed> {
         let mut at = url.to_owned();
         for _ in 0..=REDIRECTS {
-            let mut request = self.agent.get(&at);
+            let proxy = self.options.proxies.for_url(&at);
+            let to_ureq = proxy.map(ProxyUrl::to_ureq);
+            let mut request = self.agent.get(&at).config().proxy(to_ureq).build();
+            if let Some(authorization) = proxy.and_then(ProxyUrl::authorization)
+                && at.starts_with("http:")
+            {
+                request = request.header(header::PROXY_AUTHORIZATION, authorization);
+            }
             if let Some((have, validator)) = range {
                 request = request
                     .header(header::RANGE, format!("bytes={have}-"))
                     .header(header::IF_RANGE, validator);
             }
-            let response = request.call().map_err(|e| Failed::Next(self.explain(&e).into()))?;
+            let response = request.call().map_err(|e| Failed::Next(self.unreachable(&at, &e)))?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(response);
             }
-            let Some(location) = text_of(&response, header::LOCATION) else {
+            let Some(location) = response.headers().get(header::LOCATION) else {
                 return next(format!("{} without a Location", answered(response.status())));
             };
+            let location = url::encoded(location.as_bytes());
             at = url::follow(&at, &location).or_else(next)?;
             self.events.detail(format!("{url} redirects to {}", url::shown(&at)));
         }
@@ -446,7 +545,8 @@ impl Job {
                          login page answers in its place"
                             .into(),
                     ),
-                    evidence: lines.map(|l| l.escape_default().to_string()).collect(),
+                    evidence: lines.map(printable).collect(),
+                    passing: None,
                 }))
             }
             (Looks::Empty, _) => next("the server answered with an empty file"),
@@ -518,6 +618,7 @@ impl Job {
                 self.manifest.display()
             )),
             evidence: Vec::new(),
+            passing: None,
         };
         if mixed {
             // The part from before may be the wrong one: the address deserves a whole try.
@@ -570,6 +671,21 @@ impl Job {
             .because(e)
     }
 
+    /// Why an address gave no answer at all.
+    fn unreachable(&self, url: &str, e: &ureq::Error) -> Reason {
+        let reason = Reason::from(format!("{}{}", self.explain(e), self.through(url)));
+        match e {
+            ureq::Error::Io(e) if is_untrusted(e) => reason.hint(self.options.roots.advice()),
+            ureq::Error::Io(e) if is_hangup(e.kind()) => reason.passing(None),
+            ureq::Error::Protocol(_) => reason,
+            _ if self.options.proxies.for_url(url).is_some() => reason.hint(
+                "the proxy comes from http_proxy, https_proxy or all_proxy: is it right? no_proxy \
+                 names hosts that are reached without it",
+            ),
+            _ => reason,
+        }
+    }
+
     fn explain(&self, e: &ureq::Error) -> String {
         match e {
             ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
@@ -604,11 +720,33 @@ impl Job {
     }
 }
 
+/// A server that hangs up before it answers is restarting, or out of breath.
+fn is_hangup(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
+/// Whether TLS failed because nothing here vouches for the server's certificate.
+fn is_untrusted(e: &io::Error) -> bool {
+    let inner = e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
+}
+
+/// The seconds of a `Retry-After`. A date is not taken: the host's clock may be wrong.
+fn retry_after(response: &Response<Body>) -> Option<Duration> {
+    text_of(response, header::RETRY_AFTER)?.trim().parse().ok().map(Duration::from_secs)
+}
+
 fn answered(status: StatusCode) -> String {
     match status.canonical_reason() {
         Some(reason) => format!("the server answered {} {reason}", status.as_u16()),
         None => format!("the server answered {}", status.as_u16()),
     }
+}
+
+/// A line of a page, in whatever language, without what would control a terminal.
+fn printable(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 fn text_of(response: &Response<Body>, name: header::HeaderName) -> Option<String> {

@@ -141,6 +141,8 @@ pub struct Inspection {
     pub features: Vec<String>,
     /// Why it may not be used. Empty: it may.
     pub problems: Vec<String>,
+    /// Why OpenStack refuses it, although it is harmless here.
+    pub cloud_refuses: Vec<String>,
 }
 
 impl Inspection {
@@ -201,6 +203,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         virtual_size: None,
         features: Vec::new(),
         problems: Vec::new(),
+        cloud_refuses: Vec::new(),
         looks,
     };
     match found.looks {
@@ -214,6 +217,13 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
                     found.virtual_size = Some(header.virtual_size);
                     found.features = header.features();
                     found.problems = header.dangers(bytes);
+                    found.cloud_refuses = header.cloud_refuses();
+                    if found.problems.is_empty() {
+                        let cut = qcow2::cut_off(&mut file, &header, bytes)
+                            .doing(Kind::Image, || "could not be read".into())
+                            .map_err(cannot)?;
+                        found.problems.extend(cut);
+                    }
                 }
                 Err(why) => found.problems.push(why.to_string()),
             }

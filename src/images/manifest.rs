@@ -20,7 +20,7 @@
 //! ```
 
 use super::digest::{Algorithm, Digest};
-use crate::error::{Context, Error, Kind as ErrorKind, Result};
+use crate::error::{Error, Kind as ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -113,6 +113,17 @@ pub enum CpuLevel {
     V4,
 }
 
+impl fmt::Display for CpuLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CpuLevel::V1 => "x86-64",
+            CpuLevel::V2 => "x86-64-v2",
+            CpuLevel::V3 => "x86-64-v3",
+            CpuLevel::V4 => "x86-64-v4",
+        })
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawManifest {
@@ -148,9 +159,7 @@ struct OnlyRecipe<T> {
 impl Manifest {
     /// Reads one manifest. Errors name the file and the line.
     pub fn load(path: &Path) -> Result<Manifest> {
-        let text = std::fs::read_to_string(path)
-            .doing(ErrorKind::Input, || "could not be read".into())
-            .map_err(|e| e.at(path, None))?;
+        let text = crate::fsutil::read_text(path, ErrorKind::Input)?;
         Manifest::parse(path, text)
     }
 
@@ -333,12 +342,20 @@ pub fn load_dir(folder: &Path) -> Result<Manifests> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        if path.extension().is_some_and(|e| e == "toml") {
+        if is_toml_file(&path) {
             all.push(Manifest::load(&path)?);
         }
     }
     all.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Manifests(all))
+}
+
+/// Whether a folder's entry is meant to be read: hidden names are an editor's or a file manager's
+/// (`.#x.toml`, `._x.toml`), and a folder is none.
+pub fn is_toml_file(path: &Path) -> bool {
+    let name = path.file_name().and_then(|n| n.to_str());
+    let meant = name.is_none_or(|n| n.ends_with(".toml") && !n.starts_with('.'));
+    meant && path.extension().is_some_and(|e| e == "toml") && !path.is_dir()
 }
 
 impl Manifests {

@@ -6,6 +6,7 @@
 //! sees the file. The format: docs/interop/qcow2.txt of QEMU. All numbers are big-endian.
 
 use std::fmt;
+use std::io::{self, Read, Seek, SeekFrom};
 
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 
@@ -294,6 +295,14 @@ impl Header {
         found
     }
 
+    /// Why Glance and Nova refuse an image that may enter here: oslo.utils knows the incompatible
+    /// features 0 to 3 (`I_FEATURES_MAX_BIT` of its format inspector).
+    pub fn cloud_refuses(&self) -> Vec<String> {
+        let extended = self.incompatible & incompatible::EXTENDED_L2 != 0;
+        let what = "OpenStack refuses its extended L2 entries as an unknown feature";
+        extended.then(|| what.to_owned()).into_iter().collect()
+    }
+
     fn bytes_per_l1_entry(&self, extended: bool) -> u64 {
         let l2_entry = if extended { 16 } else { 8 };
         self.cluster_size() * (self.cluster_size() / l2_entry)
@@ -306,6 +315,72 @@ impl Header {
             && offset < file_len
             && offset.checked_add(len).is_some_and(|end| end <= file_len)
     }
+}
+
+/// Masks of an L1 or L2 entry, and what an L2 entry says.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const COMPRESSED: u64 = 1 << 62;
+
+/// No more of the L2 tables is read: enough for 32 TiB in clusters of 64 KiB would be more.
+const MAX_TABLES_READ: u64 = 256 << 20;
+
+/// Why the file ends before its content, if it does: a table or a cluster of the guest's lies beyond
+/// its end, as in a download that was cut off. `header` has no [`Header::dangers`].
+pub fn cut_off(
+    file: &mut (impl Read + Seek),
+    header: &Header,
+    file_len: u64,
+) -> io::Result<Option<String>> {
+    let cluster = header.cluster_size();
+    let say = |what: &str, at: u64| {
+        Some(format!(
+            "its {what} at byte {at} lies behind the end of the file ({file_len}): it is cut off"
+        ))
+    };
+    let table = u64::from(header.refcount_table_clusters) << header.cluster_bits;
+    for block in entries(file, header.refcount_table_offset, table)? {
+        let block = block & !0x1ff;
+        if block != 0 && block.saturating_add(cluster) > file_len {
+            return Ok(say("refcount block", block));
+        }
+    }
+    let extended = header.incompatible & incompatible::EXTENDED_L2 != 0;
+    let step = if extended { 2 } else { 1 };
+    let mut read = 0;
+    for l2 in entries(file, header.l1_table_offset, u64::from(header.l1_size) * 8)? {
+        let l2 = l2 & OFFSET;
+        if l2 == 0 {
+            continue;
+        }
+        if l2.saturating_add(cluster) > file_len {
+            return Ok(say("L2 table", l2));
+        }
+        read += cluster;
+        if read > MAX_TABLES_READ {
+            break;
+        }
+        for entry in entries(file, l2, cluster)?.into_iter().step_by(step) {
+            let at = if entry & COMPRESSED != 0 {
+                entry & ((1 << (62 - (header.cluster_bits - 8))) - 1)
+            } else {
+                entry & OFFSET
+            };
+            // The last cluster may be short, so only its beginning counts.
+            if at >= file_len {
+                return Ok(say("cluster", at));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The big-endian numbers of a table.
+fn entries(file: &mut (impl Read + Seek), offset: u64, bytes: u64) -> io::Result<Vec<u64>> {
+    file.seek(SeekFrom::Start(offset))?;
+    let mut table = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
+    file.read_exact(&mut table)?;
+    let number = |entry: &[u8]| u64::from_be_bytes(entry.try_into().expect("eight bytes"));
+    Ok(table.chunks_exact(8).map(number).collect())
 }
 
 #[cfg(test)]

@@ -190,3 +190,64 @@ fn random_damage_never_panics_and_what_passes_leans_on_nothing() {
     // Damage in unused bytes passes, damage in fields does not: both must have been tried.
     assert!(passed > 100 && refused > 100, "{passed} passed, {refused} refused");
 }
+
+/// An image with one cluster of data, at its end.
+fn with_data() -> (Vec<u8>, u64) {
+    let mut image = fixture("plain");
+    let header = parse(&image).unwrap();
+    let cluster = header.cluster_size() as usize;
+    image.resize(image.len().next_multiple_of(cluster), 0);
+    let (l2, data) = (image.len(), image.len() + cluster);
+    image.resize(l2 + 2 * cluster, 7);
+    image[l2..data].fill(0);
+    let copied = 1 << 63;
+    let l1 = header.l1_table_offset as usize;
+    image[l1..l1 + 8].copy_from_slice(&(l2 as u64 | copied).to_be_bytes());
+    image[l2..l2 + 8].copy_from_slice(&(data as u64 | copied).to_be_bytes());
+    (image, data as u64)
+}
+
+fn cut(image: &[u8]) -> Option<String> {
+    let header = parse(image).unwrap();
+    cut_off(&mut io::Cursor::new(image), &header, image.len() as u64).unwrap()
+}
+
+#[test]
+fn a_download_that_was_cut_off_is_found() {
+    let (image, data) = with_data();
+    let cluster = parse(&image).unwrap().cluster_size();
+    assert_eq!(cut(&image), None);
+    // A last cluster may be short.
+    assert_eq!(cut(&image[..data as usize + 100]), None);
+    let found = cut(&image[..data as usize]).unwrap();
+    assert!(found.contains(&format!("cluster at byte {data}")), "{found}");
+    let found = cut(&image[..(data - cluster) as usize + 100]).unwrap();
+    assert!(found.contains("L2 table"), "{found}");
+}
+
+#[test]
+fn compressed_clusters_are_looked_at_too() {
+    let (mut image, data) = with_data();
+    let cluster = parse(&image).unwrap().cluster_size();
+    let l2 = (data - cluster) as usize;
+    // Above the offset stands how many more sectors it takes: one bit with clusters of 512 bytes.
+    let entry = (1u64 << 62) | (1 << 61) | data;
+    image[l2..l2 + 8].copy_from_slice(&entry.to_be_bytes());
+    assert_eq!(cluster, 512);
+    assert_eq!(cut(&image), None);
+    assert!(cut(&image[..data as usize]).is_some());
+}
+
+#[test]
+fn images_that_qemu_made_are_whole() {
+    for name in ["plain", "v2", "zstd", "extended-l2", "snapshot"] {
+        assert_eq!(cut(&fixture(name)), None, "{name}");
+    }
+}
+
+#[test]
+fn extended_l2_entries_are_known_to_be_refused_by_openstack() {
+    let refuses = |name: &str| parse(&fixture(name)).unwrap().cloud_refuses();
+    assert!(refuses("extended-l2")[0].contains("extended L2"));
+    assert_eq!(refuses("zstd"), [] as [String; 0]);
+}

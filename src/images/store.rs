@@ -66,10 +66,15 @@ impl Store {
             Error::host("the image store cannot be written")
                 .at(&store.root, None)
                 .because(e)
-                .hint("give stackproof a folder of its own on a filesystem with room for images")
+                .hint("name a folder on a filesystem with room for images with --store DIR")
         })?;
         store.unswept = store.sweep(PARTIAL_AGE).into();
         Ok(store)
+    }
+
+    /// The store for those who only look: nothing is made, and it may not be there at all.
+    pub fn read_only(root: impl Into<PathBuf>) -> Store {
+        Store { root: root.into(), unswept: Arc::default() }
     }
 
     /// To be told as warnings: leftovers that could not be removed, and why.
@@ -216,7 +221,7 @@ impl Store {
         })?;
         let found = digest::file_with_progress(
             &path,
-            digest.algorithm(),
+            digest,
             &format!("verify {}", &digest.hex()[..12]),
             events,
         )
@@ -245,7 +250,7 @@ impl Store {
             let path = folder.join(&entry.name);
             let found = digest::file_with_progress(
                 &path,
-                entry.digest.algorithm(),
+                &entry.digest,
                 &format!("verify {}", entry.name),
                 events,
             )
@@ -658,7 +663,7 @@ fn seal(folder: &Path, what: &str, events: &Events) -> io::Result<()> {
             unit: Unit::Items,
         });
     }
-    events.send(Event::ProgressEnded { what: what.into() });
+    events.send(Event::ProgressEnded { what: what.into(), ok: true });
     let mut sums = private_file(&folder.join(SUMS))?;
     sums.set_len(0)?;
     sums.write_all(list.as_bytes())?;

@@ -68,13 +68,15 @@ pub async fn export_image(
     let (files, content) = match &manifest.kind {
         ManifestKind::Recipe(_) => {
             let built = builder.built(manifest, packages)?.ok_or_else(|| missing(manifest))?;
-            let files = BUILT_FILES.map(|name| (name, built.dir.join(name))).to_vec();
+            let listed = read_list(&built.dir)?;
+            let of = |name| Ok((name, built.dir.join(name), digest_of(&listed, name, &built.dir)?));
+            let files: Vec<_> = BUILT_FILES.into_iter().map(of).collect::<Result<_>>()?;
             (files, ImageContent::Built(builder.inputs(manifest, packages)?))
         }
         ManifestKind::Pin(pin) => {
             let disk = presence(manifest, &builder.store).disk();
             let disk = disk.ok_or_else(|| missing(manifest))?;
-            (vec![(BUILT_DISK, disk)], ImageContent::Fetched(pin.digest.to_string()))
+            (vec![(BUILT_DISK, disk, pin.digest)], ImageContent::Fetched(pin.digest.to_string()))
         }
     };
     let cannot = || "the image cannot be written".to_owned();
@@ -88,9 +90,14 @@ pub async fn export_image(
     let partial = tempfile::Builder::new().prefix(".export-").tempdir_in(to);
     let partial = partial.doing(Kind::Host, cannot).map_err(|e| e.at(to, None))?;
     let mut list = String::new();
-    for (name, from) in files {
-        let hex = copy(&from, &partial.path().join(name), builder).await?;
-        list += &format!("{hex}  {name}\n");
+    for (name, from, expected) in files {
+        let to = partial.path().join(name);
+        copy(&from, &to, &expected, builder).await?;
+        let sha256 = match expected.algorithm() {
+            Algorithm::Sha256 => expected,
+            Algorithm::Sha512 => digest::file(&to, Algorithm::Sha256).doing(Kind::Host, cannot)?,
+        };
+        list += &format!("{}  {name}\n", sha256.hex());
     }
     let record = ImageRecord { format: 1, name: manifest.name.clone(), content };
     let record = serde_json::to_string_pretty(&record).doing(Kind::Internal, cannot)? + "\n";
@@ -175,18 +182,8 @@ async fn import_built(
     let was_there = builder.store.derived(&key).is_some();
     let make = async |out: PathBuf| {
         for name in BUILT_FILES {
-            let wanted = listed.get(name).ok_or_else(|| {
-                Error::image(format!("{SUMS} does not list {name}")).at(from, None)
-            })?;
-            let found = copy(&from.join(name), &out.join(name), builder).await?;
-            if found != wanted.hex() {
-                return Err(Error::image(format!(
-                    "differs from {SUMS}: expected {}, found {found}",
-                    wanted.hex()
-                ))
-                .at(from.join(name), None)
-                .hint("copy the folder again"));
-            }
+            let expected = digest_of(listed, name, from)?;
+            copy(&from.join(name), &out.join(name), &expected, builder).await?;
         }
         inspect(&out.join(BUILT_DISK))?.require(Some(Format::Qcow2)).map(drop)
     };
@@ -247,6 +244,11 @@ fn read_list(from: &Path) -> Result<BTreeMap<String, Digest>> {
     Ok(sums::parse(&text).into_iter().map(|entry| (entry.name, entry.digest)).collect())
 }
 
+fn digest_of(listed: &BTreeMap<String, Digest>, name: &str, folder: &Path) -> Result<Digest> {
+    let found = listed.get(name).copied();
+    found.ok_or_else(|| Error::image(format!("{SUMS} does not list {name}")).at(folder, None))
+}
+
 fn read_text(path: &Path) -> Result<String> {
     let mut text = String::new();
     let read = open_plain(path)?.take(TEXT_MAX).read_to_string(&mut text);
@@ -267,8 +269,8 @@ fn open_plain(path: &Path) -> Result<File> {
         .map_err(|e| e.at(path, None).hint("give a folder that `stackproof images export` wrote"))
 }
 
-/// Copies a file and returns the SHA-256 of the copy.
-async fn copy(from: &Path, to: &Path, builder: &Builder) -> Result<String> {
+/// Copies a file, whose copy must have the digest that is `expected`.
+async fn copy(from: &Path, to: &Path, expected: &Digest, builder: &Builder) -> Result<()> {
     let mut source = open_plain(from)?;
     let target = to.to_owned();
     let copied = tokio::task::spawn_blocking(move || {
@@ -283,7 +285,13 @@ async fn copy(from: &Path, to: &Path, builder: &Builder) -> Result<String> {
     let name = to.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let events = &builder.patience.events;
     let what = format!("verify {name}");
-    Ok(digest::file_with_progress(to, Algorithm::Sha256, &what, events).await?.hex())
+    let found = digest::file_with_progress(to, expected, &what, events).await?;
+    if found == *expected {
+        return Ok(());
+    }
+    Err(Error::image(format!("has changed: expected {expected}, found {found}"))
+        .at(from, None)
+        .hint("copy the folder again, or export it again"))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub use reservation::{Ledger, Reservation, Turn, Want};
 
 use super::spec::{Bytes, GIB, LabSpec, MIB};
 use crate::error::{Context, Error, Kind, Result};
+use crate::host::Memory;
 use std::path::Path;
 
 /// QEMU itself: code, device state, TCG's translation cache.
@@ -33,7 +34,7 @@ pub struct Room {
 impl Room {
     /// `dir` must exist.
     pub fn look(dir: &Path) -> Result<Room> {
-        let memory = memory_available(Path::new("/"))?;
+        let memory = Memory::look(Path::new("/"))?.available;
         let stat = rustix::fs::statvfs(dir)
             .doing(Kind::Host, || format!("cannot ask for the free space of {}", dir.display()))?;
         Ok(Room { memory, disk: stat.f_bavail.saturating_mul(stat.f_frsize) })
@@ -79,42 +80,6 @@ pub fn check(spec: &LabSpec, room: Room, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The kernel's estimate, lowered to what our control group and its parents still allow. `root` is
-/// `/`, or a test's.
-fn memory_available(root: &Path) -> Result<u64> {
-    let file = root.join("proc/meminfo");
-    let text = std::fs::read_to_string(&file)
-        .map_err(|e| Error::host("cannot read the memory available").at(&file, None).because(e))?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    let host =
-        kib.ok_or_else(|| Error::host("no MemAvailable").at(&file, None))?.saturating_mul(1024);
-    Ok(group_room(root).map_or(host, |group| group.min(host)))
-}
-
-/// What the (version 2) control groups that we are in leave us; None without a limit.
-fn group_room(root: &Path) -> Option<u64> {
-    let own = std::fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    let own = own.lines().find_map(|l| l.strip_prefix("0::/"))?.to_owned();
-    let top = root.join("sys/fs/cgroup");
-    let number = |file: std::path::PathBuf| -> Option<u64> {
-        std::fs::read_to_string(file).ok()?.trim().parse().ok()
-    };
-    let mut least = None;
-    for group in Path::new(&own).ancestors() {
-        let group = top.join(group);
-        // `max` is no number: no limit here.
-        let Some(limit) = number(group.join("memory.max")) else { continue };
-        let used = number(group.join("memory.current")).unwrap_or(0);
-        // Cached files count as used, and are given back when needed.
-        let stat = std::fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
-        let cached = stat.lines().find_map(|l| l.strip_prefix("inactive_file ")?.parse().ok());
-        let room = limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0)));
-        least = Some(least.map_or(room, |l: u64| l.min(room)));
-    }
-    least
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,26 +112,5 @@ mod tests {
     fn this_host_has_some_room() {
         let room = Room::look(Path::new("/")).unwrap();
         assert!(room.memory > MIB && room.disk > 0, "{room:?}");
-    }
-
-    #[test]
-    fn the_tightest_control_group_counts() {
-        let root = tempfile::tempdir().unwrap();
-        let put = |file: &str, text: &str| {
-            let file = root.path().join(file);
-            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-            std::fs::write(file, text).unwrap();
-        };
-        put("proc/meminfo", "MemTotal: 9 kB\nMemAvailable:    1048576 kB\n");
-        assert_eq!(memory_available(root.path()).unwrap(), GIB);
-        put("proc/self/cgroup", "0::/ci/job\n");
-        put("sys/fs/cgroup/ci/job/memory.max", "max\n");
-        assert_eq!(memory_available(root.path()).unwrap(), GIB);
-        put("sys/fs/cgroup/ci/memory.max", "1000000\n");
-        put("sys/fs/cgroup/ci/memory.current", "700000\n");
-        put("sys/fs/cgroup/ci/memory.stat", "anon 1\ninactive_file 200000\n");
-        assert_eq!(memory_available(root.path()).unwrap(), 500_000);
-        put("proc/meminfo", "MemTotal: 9 kB\n");
-        assert_eq!(memory_available(root.path()).unwrap_err().kind(), Kind::Host);
     }
 }

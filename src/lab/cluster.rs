@@ -11,7 +11,7 @@ use super::rundir::RunDir;
 use super::seed::{LOGIN, Seed};
 use super::spec::{LabSpec, NetworkSpec, NicSpec, NodeSpec};
 use super::switch::Switch;
-use super::vm::{Vm, VmConfig};
+use super::vm::{AnswerProbe, Vm, VmConfig};
 use crate::error::{Context, Error, Kind, Result};
 use crate::secret::Redactor;
 use crate::wait::{Death, Life, Patience, Poll};
@@ -233,7 +233,17 @@ impl Lab {
         kit.host_key.hide_in(redactor);
         let networks = node.nics.iter();
         let networks = networks.map(|n| (n.network.clone(), self.switch.network(&n.network)));
+        let (through, address) = node.login(&self.spec).expect("the spec was checked");
+        let at = SocketAddrV4::new(address, SSH);
+        let limit = patience.speed.scale(BANNER_TIMEOUT).max(ONE_TRY);
+        let answers = self.leg(through).cloned().map(|leg| {
+            AnswerProbe::new(move || {
+                let leg = leg.clone();
+                async move { matches!(try_banner(&leg, at, limit).await, Poll::Ready(())) }
+            })
+        });
         let config = VmConfig {
+            answers,
             machine: kit.machine.clone(),
             dir: kit.disk.dir().to_owned(),
             logs: self.logs.clone(),
@@ -242,7 +252,6 @@ impl Lab {
             redactor: redactor.clone(),
         };
         let vm = Vm::start(&options.hypervisor, config, patience).await?;
-        let (through, address) = node.login(&self.spec).expect("the spec was checked");
         let login = (through.to_owned(), address);
         let host_key = kit.host_key.public().clone();
         Ok(Node { spec: node.clone(), login, host_key, vm, kit })
@@ -284,6 +293,9 @@ impl Lab {
             let (name, out) =
                 wait.map_err(|e| Error::internal("a wait for SSH panicked").because(e))?;
             out.map_err(|e| self.explain_boot(&name, e))?;
+            if let Some(node) = self.node(&name) {
+                node.vm.note_up();
+            }
         }
         Ok(())
     }
@@ -326,7 +338,9 @@ impl Lab {
         let leg = self.leg(&node.login.0).expect("the spec was checked");
         let there = SocketAddrV4::new(node.login.1, SSH);
         let spoke = ssh_banner(name, leg, there, options.boots, &node.vm.death(), patience).await;
-        spoke.map_err(|e| self.explain_boot(name, e))
+        spoke.map_err(|e| self.explain_boot(name, e))?;
+        node.vm.note_up();
+        Ok(())
     }
 
     fn explain_boot(&self, name: &str, error: Error) -> Error {

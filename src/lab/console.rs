@@ -24,13 +24,18 @@ const LONGEST: usize = 8192;
 /// An unfinished line is shown to waiters when nothing came for so long.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// What a lost guest says, and what that means. Nothing good follows any of them.
-const TROUBLE: &[(&str, &str)] = &[
-    ("Kernel panic - not syncing", "its kernel panicked"),
-    ("You are in emergency mode", "it fell into emergency mode"),
-    ("Entering emergency mode", "it fell into emergency mode"),
-    ("Dropping to a shell!", "its initramfs did not find the root file system"),
-    ("No bootable device", "its BIOS found nothing to boot"),
+/// What a lost guest says on a line of its own, and what that means. Anybody may print such a line on
+/// the console, so it is a suspicion (see [`super::vm`]).
+const TROUBLE: &[TroubleSign] = &[
+    TroubleSign::begins("Kernel panic - not syncing", "its kernel panicked"),
+    TroubleSign::begins("You are in emergency mode", "it fell into emergency mode"),
+    TroubleSign::begins("Entering emergency mode", "it fell into emergency mode"),
+    TroubleSign {
+        begins: "",
+        ends: "Dropping to a shell!",
+        meaning: "its initramfs did not find the root file system",
+    },
+    TroubleSign::begins("No bootable device", "its BIOS found nothing to boot"),
 ];
 
 /// A line that says that the guest is lost, and what it means.
@@ -44,6 +49,35 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.meaning, self.line)
     }
+}
+
+struct TroubleSign {
+    begins: &'static str,
+    ends: &'static str,
+    meaning: &'static str,
+}
+
+impl TroubleSign {
+    const fn begins(begins: &'static str, meaning: &'static str) -> TroubleSign {
+        TroubleSign { begins, ends: "", meaning }
+    }
+    fn is_in(&self, line: &str) -> bool {
+        let said = without_stamp(line);
+        said.starts_with(self.begins) && said.ends_with(self.ends)
+    }
+}
+
+/// What a line says behind the kernel's stamps: `[    1.234567]`, and `[    T1]` with the caller.
+fn without_stamp(line: &str) -> &str {
+    let mut said = line.trim();
+    while let Some((stamp, rest)) = said.strip_prefix('[').and_then(|s| s.split_once(']')) {
+        let stamp = stamp.trim().trim_start_matches(['T', 'C']);
+        if stamp.is_empty() || !stamp.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+            break;
+        }
+        said = rest.trim_start();
+    }
+    said
 }
 
 /// The captured console. Cheap to clone; the capture ends with the stream.
@@ -101,13 +135,13 @@ struct Waiter {
 
 impl Console {
     /// Captures `stream` into a new file, time stamps counted from `start`. `on_trouble` is called
-    /// once, with the line that says that the guest is lost. Must be called within a runtime.
+    /// with each line that says that the guest is lost. Must be called within a runtime.
     pub fn capture(
         stream: impl AsyncRead + Send + Unpin + 'static,
         path: &Path,
         start: Instant,
         redactor: Redactor,
-        on_trouble: impl FnOnce(String) + Send + 'static,
+        on_trouble: impl FnMut(String) + Send + 'static,
     ) -> Result<Console> {
         let mut options = std::fs::OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(path).map_err(
@@ -116,15 +150,8 @@ impl Console {
         let (path, end) = (path.to_owned(), watch::Sender::default());
         let console = Console(Arc::new(Shared { path, state: Mutex::default(), end }));
         let shared = Arc::clone(&console.0);
-        let on_trouble: Box<dyn FnOnce(String) + Send> = Box::new(on_trouble);
-        let capture = Capture {
-            shared,
-            file,
-            start,
-            redactor,
-            on_trouble: Some(on_trouble),
-            raw: Vec::new(),
-        };
+        let on_trouble: Box<dyn FnMut(String) + Send> = Box::new(on_trouble);
+        let capture = Capture { shared, file, start, redactor, on_trouble, raw: Vec::new() };
         tokio::spawn(capture.run(stream));
         Ok(console)
     }
@@ -162,6 +189,11 @@ impl Console {
     /// Why the guest is lost, if its console says so.
     pub fn trouble(&self) -> Option<Trouble> {
         self.0.state().trouble.clone()
+    }
+
+    /// The guest lives, whatever was printed.
+    pub fn dismiss_trouble(&self) {
+        self.0.state().trouble = None;
     }
 
     /// Waits for a line (or the beginning of one) from number `since` on that contains `marker`.
@@ -228,7 +260,7 @@ struct Capture {
     file: File,
     start: Instant,
     redactor: Redactor,
-    on_trouble: Option<Box<dyn FnOnce(String) + Send>>,
+    on_trouble: Box<dyn FnMut(String) + Send>,
     /// The bytes of the unfinished line.
     raw: Vec<u8>,
 }
@@ -280,9 +312,9 @@ impl Capture {
         }
         state.lines.push_back(line.clone());
         state.tell_waiters(&line);
-        let trouble = TROUBLE.iter().find(|(sign, _)| line.text.contains(sign));
-        let news =
-            trouble.map(|(_, meaning)| Trouble { meaning, line: line.text.trim().to_owned() });
+        let trouble = TROUBLE.iter().find(|sign| sign.is_in(&line.text));
+        let news = trouble
+            .map(|sign| Trouble { meaning: sign.meaning, line: line.text.trim().to_owned() });
         if let Some(news) = &news
             && state.trouble.is_none()
         {
@@ -293,10 +325,8 @@ impl Capture {
         self.shared.end.send_modify(|end| end.next = next);
         // A full disk must not end the capture: the lines in memory still explain the failure.
         let _ = writeln!(self.file, "{line}");
-        if let Some(news) = news
-            && let Some(tell) = self.on_trouble.take()
-        {
-            tell(news.to_string());
+        if let Some(news) = news {
+            (self.on_trouble)(news.to_string());
         }
     }
 
@@ -444,7 +474,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_told_once_with_its_line() {
+    async fn a_panic_is_told_with_its_line() {
         let mut bench = Bench::new();
         bench
             .says("[ 1.0] Kernel panic - not syncing: VFS: no root\nKernel panic - not syncing\n")
@@ -452,14 +482,27 @@ mod tests {
         bench.file().await;
         let told = bench.trouble.lock().unwrap().clone();
         let wanted = "its kernel panicked: [ 1.0] Kernel panic - not syncing: VFS: no root";
-        assert_eq!(told, [wanted]);
+        assert_eq!(told[0], wanted);
         assert_eq!(bench.console.trouble().unwrap().to_string(), wanted);
+    }
+
+    #[test]
+    fn the_kernels_stamps_are_not_what_it_says() {
+        for line in ["[    1.234567] x", "[    1.2][    T1] x", "[ 1.2] [ C0] x", " x", "x"] {
+            assert_eq!(without_stamp(line), "x", "{line}");
+        }
+        assert_eq!(without_stamp("[  OK  ] x"), "[  OK  ] x");
+        let dropped = "ALERT!  UUID=1 does not exist.  Dropping to a shell!";
+        assert!(TROUBLE.iter().any(|sign| sign.is_in(dropped)));
     }
 
     #[tokio::test]
     async fn ordinary_lines_are_no_trouble() {
         let mut bench = Bench::new();
         bench.says("Linux version 6.12\nReached target emergency-ish\nlogin: \n").await;
+        bench.says("test: Kernel panic - not syncing: just a word\n").await;
+        bench.says("root@a:~# journalctl | grep 'Kernel panic - not syncing'\n").await;
+        bench.says("Nov 28 10:00:00 b kernel: Kernel panic - not syncing: VFS\n").await;
         bench.file().await;
         assert_eq!(bench.console.trouble(), None);
     }

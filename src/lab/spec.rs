@@ -29,6 +29,7 @@ pub use units::{Bytes, GIB, KIB, MIB, Subnet};
 
 use super::mac::Mac;
 use crate::error::{Error, Kind, Result};
+use crate::fsutil;
 use read::{At, Source, Table};
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -55,7 +56,13 @@ impl LabSpec {
             spec.networks.iter().map(one).collect::<Vec<_>>()
         };
         let nodes = |spec: &LabSpec| {
-            let one = |n: &NodeSpec| NodeSpec { line: 0, image_line: 0, ..n.clone() };
+            let one = |n: &NodeSpec| NodeSpec {
+                line: 0,
+                image_line: 0,
+                disk_line: 0,
+                memory_line: 0,
+                ..n.clone()
+            };
             spec.nodes.iter().map(one).collect::<Vec<_>>()
         };
         networks(self) == networks(other) && nodes(self) == nodes(other)
@@ -85,6 +92,9 @@ pub struct NodeSpec {
     pub cpus: u32,
     /// Bytes. None is the image's own size.
     pub disk: Option<u64>,
+    /// Where `disk` stands, else the node.
+    pub disk_line: usize,
+    pub memory_line: usize,
     pub roles: Vec<String>,
     /// Never empty; names no network twice.
     pub nics: Vec<NicSpec>,
@@ -113,11 +123,9 @@ impl NodeSpec {
 
 impl LabSpec {
     pub fn load(file: &Path) -> Result<LabSpec> {
-        let text = std::fs::read_to_string(file).map_err(|e| {
-            Error::new(Kind::Input, "cannot read the lab file")
-                .at(file, None)
-                .because(e)
-                .hint("labs live in vmtests/labs/; name one with --lab FILE")
+        let text = fsutil::read_text(file, Kind::Input).map_err(|e| match e.hint_text() {
+            Some(_) => e,
+            None => e.hint("labs live in vmtests/labs/; name one with --lab FILE"),
         })?;
         Self::parse(file, &text)
     }
@@ -172,6 +180,10 @@ impl LabSpec {
         self.nodes.iter().map(|n| n.memory).sum()
     }
 }
+
+/// The slots of q35's root bus that are left beside two disks, the random number generator, the serial
+/// bus and the balloon (see [`super::qemu`]).
+pub const MAX_NICS: usize = 25;
 
 /// Names that mean something else already. A network's name becomes the name of a NIC in the
 /// nodes, and a directory under /proc/sys/net.
@@ -322,14 +334,33 @@ fn node(
         }
         nics.push(nic);
     }
+    if nics.len() > MAX_NICS {
+        let message = format!("node {name} has {} NICs, and {MAX_NICS} fit", nics.len());
+        return Err(table
+            .bad(table.line, message)
+            .hint("each takes one of the machine's PCI slots: split the lab into more nodes"));
+    }
     if nics.is_empty() {
         return Err(table
             .bad(table.line, format!("node {name} has no NIC"))
             .hint(format!("add a table [[nodes.{name}.nics]]")));
     }
-    let (line, image_line) = (table.line, image.line);
+    let (line, image_line, memory_line) = (table.line, image.line, memory.line);
+    let disk_line = disk.map_or(line, |d| d.line);
     let (image, memory, disk) = (image.value.to_owned(), memory.value.0, disk.map(|d| d.value.0));
-    Ok(NodeSpec { name, line, image, image_line, memory, cpus, disk, roles, nics })
+    Ok(NodeSpec {
+        name,
+        line,
+        image,
+        image_line,
+        memory,
+        cpus,
+        disk,
+        disk_line,
+        memory_line,
+        roles,
+        nics,
+    })
 }
 
 fn nic(

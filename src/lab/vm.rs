@@ -11,11 +11,12 @@ use super::qmp::{Event, Qmp};
 use super::switch::{Counters, Network, Port};
 use crate::error::{Context, Error, Kind, Result};
 use crate::secret::Redactor;
-use crate::wait::{Cause, Death, Life, Patience};
+use crate::wait::{Cause, Death, Life, Patience, Poll};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -35,6 +36,10 @@ const QUITS: Duration = Duration::from_secs(10);
 /// machine ended.
 const LAST_EVENTS: Duration = Duration::from_secs(30);
 
+/// For a guest that is said to be lost to show that it lives, on the reference machine.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_INTERVAL: Duration = Duration::from_millis(250);
+
 /// What [`Vm::start`] needs.
 #[derive(Debug)]
 pub struct VmConfig {
@@ -48,6 +53,8 @@ pub struct VmConfig {
     /// The zero of the console's time stamps.
     pub start: Instant,
     pub redactor: Redactor,
+    /// None where nothing can be asked: then its console alone says that the guest is lost.
+    pub answers: Option<AnswerProbe>,
 }
 
 /// A machine. Dropped, it is killed and reaped.
@@ -64,6 +71,8 @@ pub struct Vm {
     nics: Vec<Nic>,
     resets: watch::Receiver<u64>,
     stopping: Arc<AtomicBool>,
+    /// Whether the guest has ever answered from outside.
+    up: Arc<AtomicBool>,
     patience: Patience,
     tasks: Vec<AbortHandle>,
 }
@@ -134,14 +143,27 @@ impl Vm {
             Ok((monitor.0, serial.0))
         });
         let (monitor, serial) = connected.await.map_err(|e| e.evidence(tail(&log, 10)))?;
-        let told = (Arc::clone(&life), name.clone());
+        let (troubles_to, troubles) = mpsc::unbounded_channel();
         let console = Console::capture(
             serial,
             &config.logs.join(format!("{name}.console.log")),
             config.start,
             config.redactor.clone(),
-            move |trouble| told.0.ends(format!("{} is lost: {trouble}", told.1)),
+            move |trouble| {
+                let _ = troubles_to.send(trouble);
+            },
         )?;
+        // A restored guest was up when it was saved.
+        let up = Arc::new(AtomicBool::new(config.machine.incoming.is_some()));
+        let suspicion = Suspicion {
+            name: name.clone(),
+            life: Arc::clone(&life),
+            console: console.clone(),
+            up: Arc::clone(&up),
+            answers: config.answers,
+            patience: patience.clone(),
+        };
+        guard.spawn(suspicion.run(troubles));
         let qmp = Qmp::negotiate(monitor, patience, &death)
             .await
             .map_err(|e| e.while_doing(format!("{name}'s monitor")).evidence(tail(&log, 10)))?;
@@ -166,6 +188,7 @@ impl Vm {
             nics,
             resets,
             stopping,
+            up,
             patience,
             tasks: guard.keep(),
         })
@@ -186,6 +209,10 @@ impl Vm {
     /// The news of its death: QEMU's end, or a guest that its console says is lost.
     pub fn death(&self) -> Death {
         self.life.death()
+    }
+    /// The guest has answered: from now on a line on its console alone does not end it.
+    pub fn note_up(&self) {
+        self.up.store(true, Ordering::Relaxed);
     }
     /// What QEMU itself wrote.
     pub fn log(&self) -> &Path {
@@ -367,6 +394,73 @@ fn replace_port(network: &Network, name: &str, plug: &Mutex<Plug>, socket: UnixS
     let port = network.plug(name, socket);
     port.set_link(plug.up);
     plug.port = Some(port);
+}
+
+/// Asks the guest, from outside, whether it still answers.
+#[derive(Clone)]
+pub struct AnswerProbe(Arc<dyn Fn() -> BoxedAnswer + Send + Sync>);
+
+type BoxedAnswer = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+impl AnswerProbe {
+    pub fn new<F: Future<Output = bool> + Send + 'static>(
+        ask: impl Fn() -> F + Send + Sync + 'static,
+    ) -> AnswerProbe {
+        AnswerProbe(Arc::new(move || Box::pin(ask())))
+    }
+    fn ask(&self) -> BoxedAnswer {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for AnswerProbe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AnswerProbe")
+    }
+}
+
+/// The task that judges what the console says of a lost guest. Anybody may print such a line, so a
+/// guest that was up is given up only when it does not answer any more.
+struct Suspicion {
+    name: String,
+    life: Arc<Life>,
+    console: Console,
+    up: Arc<AtomicBool>,
+    answers: Option<AnswerProbe>,
+    patience: Patience,
+}
+
+impl Suspicion {
+    async fn run(self, mut troubles: mpsc::UnboundedReceiver<String>) {
+        while let Some(trouble) = troubles.recv().await {
+            if !self.is_alive().await {
+                self.life.ends(format!("{} is lost: {trouble}", self.name));
+                return;
+            }
+            self.console.dismiss_trouble();
+            self.patience.events.warning(format!(
+                "{}: its console says that it is lost, and its SSH server answers: it goes on ({trouble})",
+                self.name
+            ));
+        }
+    }
+
+    async fn is_alive(&self) -> bool {
+        let Some(answers) = self.answers.as_ref().filter(|_| self.up.load(Ordering::Relaxed))
+        else {
+            return false;
+        };
+        let what = format!("{} to answer after the line on its console", self.name);
+        // Twice: another processor may still answer while one panics.
+        let before = AtomicBool::new(false);
+        let asked = async || match answers.ask().await {
+            true if before.swap(true, Ordering::Relaxed) => Poll::Ready(()),
+            _ => Poll::NotYet("no answer".into()),
+        };
+        let death = self.life.death();
+        let wait = self.patience.until(&what, ANSWER_TIMEOUT, ANSWER_INTERVAL, &death, asked);
+        wait.await.is_ok()
+    }
 }
 
 /// The task that tells how the machine ended.

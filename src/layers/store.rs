@@ -128,7 +128,12 @@ impl Layers {
 
     /// Removes what killed processes left half-made in the store at `store`, where it has layers.
     pub fn sweep_in(store: &Path) -> Result<()> {
-        if store.join(LAYERS).is_dir() { Layers::open(store).map(drop) } else { Ok(()) }
+        if Layers::are_in(store) { Layers::open(store).map(drop) } else { Ok(()) }
+    }
+
+    /// Whether a store has ever held layers.
+    pub fn are_in(store: &Path) -> bool {
+        store.join(LAYERS).is_dir()
     }
 
     pub fn root(&self) -> &Path {

@@ -1,11 +1,12 @@
 //! The cloud on a lab, as those who use it need to know it. Goes with checkpoints as their note.
 
 use crate::cloud::awake::Sleeper;
-use crate::cloud::rc;
+use crate::cloud::rc::{self, UNSET_ALL};
 use crate::cloud::session::Credentials;
 use crate::cloud::url::Url;
 use crate::error::{Error, Result};
 use crate::lab::Lab;
+use crate::outbound::{LAB_PROXY, OUTER_NO_PROXY, OUTER_PROXY};
 use crate::secret::{Redactor, Secret};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -93,7 +94,8 @@ impl Cloud {
         let url = Url::parse(&self.auth_url)?;
         let first = self.users.first().ok_or_else(|| Error::internal("a cloud without a user"))?;
         let rc = rc::rc_file(&url, &self.region, &first.credentials());
-        let rc = format!("{}{}", rc.reveal(), environment(proxy).reveal());
+        // The environment first: it keeps what `lab_off` gives back.
+        let rc = format!("{}{}", environment(proxy).reveal(), rc.reveal());
         let all: Vec<(String, Credentials)> =
             self.users.iter().map(|u| (u.name.clone(), u.credentials())).collect();
         let all: Vec<(&str, &Credentials)> = all.iter().map(|(n, c)| (n.as_str(), c)).collect();
@@ -103,12 +105,35 @@ impl Cloud {
 
 /// Shell lines that send plain HTTP into the lab. The catalogue's addresses are the lab's: only
 /// the owner's proxy reaches them. What the host has set against proxies would go around it.
+///
+/// The shell's own settings are kept: `lab_off` restores them, and stackproof's downloads use them
+/// (see [`crate::outbound`]).
 pub fn environment(proxy: &Secret) -> Secret {
     let proxy = proxy.reveal();
+    let unset_all = UNSET_ALL.trim_end();
     Secret::new(format!(
-        "# Into the lab's network; for this shell only, and as long as the lab runs.\n\
+        "# Written by stackproof. Sends this shell's plain HTTP into the lab's network, for as long as \
+         the lab runs:\n\
+         # downloads and other HTTP do not work meanwhile. `lab_off` takes the shell out again.\n\
+         if [ -z \"${{{LAB_PROXY}-}}\" ]; then\n  \
+         export {OUTER_PROXY}=\"${{http_proxy-}}\" {OUTER_NO_PROXY}=\"${{no_proxy-${{NO_PROXY-}}}}\"\n  \
+         stackproof_outer_ps1=\"${{PS1-}}\"\n\
+         fi\n\
+         export {LAB_PROXY}='{proxy}'\n\
          export http_proxy='{proxy}' HTTP_PROXY='{proxy}'\n\
-         export no_proxy='' NO_PROXY=''\n"
+         export no_proxy='' NO_PROXY=''\n\
+         lab_off() {{\n  \
+         {unset_all}\n  \
+         unset http_proxy HTTP_PROXY no_proxy NO_PROXY {LAB_PROXY}\n  \
+         if [ -n \"${{{OUTER_PROXY}-}}\" ]; then\n    \
+         export http_proxy=\"${OUTER_PROXY}\" HTTP_PROXY=\"${OUTER_PROXY}\"\n  \
+         fi\n  \
+         if [ -n \"${{{OUTER_NO_PROXY}-}}\" ]; then\n    \
+         export no_proxy=\"${OUTER_NO_PROXY}\" NO_PROXY=\"${OUTER_NO_PROXY}\"\n  \
+         fi\n  \
+         PS1=\"${{stackproof_outer_ps1-}}\"\n  \
+         unset {OUTER_PROXY} {OUTER_NO_PROXY} stackproof_outer_ps1\n\
+         }}\n"
     ))
 }
 
@@ -149,6 +174,36 @@ mod tests {
             "http://openstack1:5000/v3|pw-of-admin-0123|http://stackproof:p4ss@127.0.0.1:4711|[]\n"
         );
         assert!(clouds.reveal().contains("\"demo\":"), "both users are in it");
+    }
+
+    #[test]
+    fn lab_off_gives_the_shell_its_settings_back() {
+        let proxy = Secret::new("http://stackproof:p4ss@127.0.0.1:4711");
+        let (rc, _) = cloud().files(&proxy).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("openrc");
+        std::fs::write(&file, rc.reveal()).unwrap();
+        let show = "echo \"${http_proxy-none} ${NO_PROXY-none} ${OS_PASSWORD-none} \
+                    ${STACKPROOF_LAB_PROXY-none} ${PS1-none}\"";
+        for shell in ["sh", "bash"] {
+            let run = |outer: Option<&str>| {
+                let mut command = std::process::Command::new(shell);
+                let script = format!("set -eu; PS1=old; . \"$0\"; . \"$0\"; lab_off; {show}");
+                command.args(["-c", &script]).arg(&file);
+                command.env_remove("http_proxy").env_remove("HTTP_PROXY");
+                command.env_remove("no_proxy").env_remove("NO_PROXY");
+                if let Some(outer) = outer {
+                    command.env("http_proxy", outer).env("no_proxy", "internal");
+                }
+                let out = command.output().unwrap();
+                let error = String::from_utf8_lossy(&out.stderr).into_owned();
+                assert!(out.status.success(), "{shell}: {error}");
+                String::from_utf8_lossy(&out.stdout).into_owned()
+            };
+            assert_eq!(run(None), "none none none none old\n", "{shell}");
+            let outer = "http://squid:3128 internal none none old\n";
+            assert_eq!(run(Some("http://squid:3128")), outer, "{shell}");
+        }
     }
 
     #[test]

@@ -3,10 +3,9 @@
 
 use super::place::{IDENTITY, KNOWN_HOSTS, Place};
 use crate::error::{Context, Kind, Result};
+use crate::fsutil;
 use crate::lab::Lab;
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// The name that a node's host key is filed under: the same address may be another lab's node.
@@ -60,17 +59,10 @@ fn config(place: &Place, nodes: &[&str], user: &str, proxy: &str) -> String {
     text
 }
 
-/// Written anew, never over what may be open.
-pub fn private(path: &Path, text: &str) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
-    };
-    write().doing(Kind::Host, || format!("{} cannot be written", path.display()))
+/// Replaced whole, never written over what may be open.
+fn private(path: &Path, text: &str) -> Result<()> {
+    fsutil::write_private(path, text.as_bytes())
+        .doing(Kind::Host, || format!("{} cannot be written", path.display()))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::secret::Secret;
 use crate::wait::Death;
 use bytes::Bytes;
-use russh::{ChannelMsg, Sig};
+use russh::ChannelMsg;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -89,7 +89,7 @@ pub async fn run(
                 }
                 ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status as i32),
                 ChannelMsg::ExitSignal { signal_name, .. } => {
-                    status = Some(128 + signal(&signal_name));
+                    status = Some(ssh::signal_code(&signal_name));
                 }
                 ChannelMsg::Failure => {
                     return Err(Error::lab("the SSH server refused to run a command"));
@@ -103,18 +103,5 @@ pub async fn run(
     tokio::select! {
         status = read => status,
         () = feed => unreachable!("feeding never resolves"),
-    }
-}
-
-fn signal(signal: &Sig) -> i32 {
-    match signal {
-        Sig::HUP => 1,
-        Sig::INT => 2,
-        Sig::QUIT => 3,
-        Sig::KILL => 9,
-        Sig::SEGV => 11,
-        Sig::PIPE => 13,
-        Sig::TERM => 15,
-        _ => 0,
     }
 }

@@ -416,7 +416,8 @@ impl Race<'_> {
             hypervisor.qemu = script;
         }
         let (start, redactor) = (Instant::now(), self.work.redactor.clone());
-        let config = VmConfig { machine, logs: dir.clone(), dir, networks, start, redactor };
+        let config =
+            VmConfig { machine, logs: dir.clone(), dir, networks, start, redactor, answers: None };
         let vm = Vm::start(&hypervisor, config, &self.patience).await?;
         vm.run().await?;
         Ok(vm)

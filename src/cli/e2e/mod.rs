@@ -1,5 +1,6 @@
 //! `stackproof e2e`: a cluster booted, a cloud provisioned on it, and the proof that it works.
 
+pub mod fits;
 mod instance;
 mod logs;
 mod rooms;
@@ -11,7 +12,7 @@ use super::args::E2e;
 use super::record::NotRun;
 use super::root::Root;
 use super::session::{Session, Work};
-use super::{finish, print, write};
+use super::{finish, print, print_error, write};
 use crate::engine::apply::Report;
 use crate::error::{Error, Result};
 use crate::event::{Check, Event, Status};
@@ -32,16 +33,21 @@ pub use warm::{of_build, of_disk, rungs_of};
 
 pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {
     let json = args.json.as_ref().map(|path| session.env.cwd.join(path));
-    if let Some(path) = &json {
-        // Not after half an hour.
-        write::can(path)?;
-    }
+    // Not after half an hour.
+    let target = json.as_ref().map(|path| write::can(path)).transpose()?;
     let redactor = session.redactor.clone();
     let (record, out) = session.conduct(|work| act(work, args)).await;
-    let written = json.as_ref().map_or(Ok(()), |path| write::json(path, &record, &redactor));
-    print(&summary::text(&record, json.as_deref()), &redactor);
+    let summary = summary::text(&record, json.as_deref());
+    // One JSON object is what `--json /dev/stdout | jq` reads.
+    let to_stdout = target.as_ref().is_some_and(write::JsonOutput::is_stdout);
+    let written = target.map_or(Ok(()), |target| write::json(target, &record, &redactor));
+    let shown = match to_stdout {
+        true => print_error(&summary, &redactor),
+        false => print(&summary, &redactor),
+    };
     let code = finish(&record, out)?;
     written?;
+    shown?;
     Ok(code)
 }
 
@@ -54,10 +60,7 @@ async fn act(mut work: Work, args: E2e) -> Result<()> {
     warm::symbolic_plan(&spec, crate::lab::accel::Accel::Tcg, None)?;
     let manifests = load_dir(&root.images())?;
     let wanted = Wanted::of(&args, &manifests, &work.env.cwd)?;
-    for node in &spec.nodes {
-        let known = manifests.get(&node.image);
-        known.map_err(|e| e.at(&spec.file, Some(node.image_line)))?;
-    }
+    fits::check_memory(&spec, &manifests)?;
     let store = work.store()?;
     work.learn(|facts| {
         facts.not_run = instance::not_run(&wanted, &manifests, &store);
@@ -74,8 +77,11 @@ async fn act(mut work: Work, args: E2e) -> Result<()> {
             Ok::<_, Error>((wanted.obtain(&work, &store).await?, images))
         })
         .await?;
+    fits::check_disks(&spec, &images)?;
+    instance.check_disk(&spec)?;
     let accel =
         events.phase("accelerator", rooms::accelerator(&work, &hypervisor, Trust::Choice)).await?;
+    fits::check_cpus(&spec, &manifests, accel)?;
     let logs = Logs::open(&work, &args)?;
     let boot =
         rooms::Boot { images: &images, hypervisor, accel, logs: &logs.folder, keep: args.keep };

@@ -116,11 +116,15 @@ pub enum LabVerb {
     /// browser reach the lab's cloud from here, through the owner's HTTP proxy
     ///
     /// The catalogue's addresses are the lab's, so the RC file also sets http_proxy, with a
-    /// password: others on this machine reach the same loopback. Both files are 0600.
+    /// password: others on this machine reach the same loopback. `lab_off` in that shell ends it.
+    /// Both files are 0600; files that stackproof did not write stay.
     Rc {
         /// Where openrc and clouds.yaml are written [default: the current folder]
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
+        /// Replace an openrc or clouds.yaml that stackproof did not write
+        #[arg(long)]
+        force: bool,
     },
     /// Connect standard input and output to a port in the lab (ssh's ProxyCommand)
     #[command(hide = true)]

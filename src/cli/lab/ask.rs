@@ -5,11 +5,12 @@ use super::kept;
 use super::{stdio, which};
 use crate::cli::print;
 use crate::cli::session::Work;
+use crate::cloud::rc as rc_files;
 use crate::error::{Context, Error, Kind, Result};
+use crate::fsutil::{self, NamedWriter, WriteTarget};
 use crate::secret::Secret;
 use crate::supervisor::client::unexpected;
 use crate::supervisor::fault::{self, Disturbance, Fault, Wire};
-use crate::supervisor::login::private;
 use crate::supervisor::protocol::{Answer, Request};
 use crate::supervisor::{Client, cloud};
 use crate::wait::Death;
@@ -34,7 +35,7 @@ pub async fn down(work: &Work, name: Option<String>) -> Result<()> {
         Some(why) => format!("lab {name} had ended ({why}); what it left is removed\n"),
         None => format!("lab {name} is gone\n"),
     };
-    print(&text, &work.redactor);
+    print(&text, &work.redactor)?;
     Ok(())
 }
 
@@ -88,7 +89,7 @@ pub async fn forward(
     print(
         &format!("{at} leads to {to} of lab {}, {until}\n", client.place().name()),
         &work.redactor,
-    );
+    )?;
     if keep {
         return Ok(());
     }
@@ -98,7 +99,7 @@ pub async fn forward(
 }
 
 /// Writes openrc and clouds.yaml, and says how to use them.
-pub async fn rc(work: &Work, client: &Client, dir: Option<PathBuf>) -> Result<()> {
+pub async fn rc(work: &Work, client: &Client, dir: Option<PathBuf>, force: bool) -> Result<()> {
     let Answer::Proxy { url, cloud } = client.ask(&Request::Proxy).await? else {
         return Err(unexpected());
     };
@@ -118,8 +119,7 @@ pub async fn rc(work: &Work, client: &Client, dir: Option<PathBuf>) -> Result<()
         Some(cloud) => {
             cloud.hide_in(&work.redactor);
             let (rc_text, clouds_text) = cloud.files(&proxy)?;
-            private(&rc, rc_text.reveal())?;
-            private(&clouds, clouds_text.reveal())?;
+            write_logins(&[(&rc, &rc_text), (&clouds, &clouds_text)], force)?;
             format!(
                 "{}\n{}\nnext: . {} && openstack server list\n",
                 rc.display(),
@@ -128,7 +128,7 @@ pub async fn rc(work: &Work, client: &Client, dir: Option<PathBuf>) -> Result<()
             )
         }
         None => {
-            private(&rc, cloud::environment(&proxy).reveal())?;
+            write_logins(&[(&rc, &cloud::environment(&proxy))], force)?;
             format!(
                 "{}\nno cloud was provisioned on this lab: the file only leads HTTP into its \
                  networks\nnext: . {} && curl http://NODE/\n",
@@ -137,7 +137,29 @@ pub async fn rc(work: &Work, client: &Client, dir: Option<PathBuf>) -> Result<()
             )
         }
     };
-    print(&text, &work.redactor);
+    print(&text, &work.redactor)?;
+    Ok(())
+}
+
+/// Writes all of the files or none: one that stackproof did not write holds the way to another cloud.
+fn write_logins(files: &[(&Path, &Secret)], force: bool) -> Result<()> {
+    for (path, _) in files.iter().filter(|_| !force) {
+        match std::fs::read(path) {
+            Ok(contents) if !rc_files::is_ours(&contents) => {
+                return Err(Error::input("stackproof did not write this file, so it stays")
+                    .at(path, None)
+                    .hint("choose another folder with --dir DIR, or replace it with --force"));
+            }
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::input("cannot be read").at(path, None).because(e));
+            }
+            _ => {}
+        }
+    }
+    for (path, text) in files {
+        fsutil::write_private(path, text.reveal().as_bytes())
+            .doing(Kind::Host, || format!("{} cannot be written", path.display()))?;
+    }
     Ok(())
 }
 
@@ -150,7 +172,7 @@ pub async fn checkpoint(work: &Work, client: &Client, name: &str) -> Result<()> 
     }
     let text = format!("{}\n", into.display());
     client.ask(&Request::Checkpoint { into }).await?;
-    print(&text, &work.redactor);
+    print(&text, &work.redactor)?;
     Ok(())
 }
 
@@ -223,16 +245,24 @@ pub async fn capture(
         return drain(work, stream, stdio::output, told).await;
     }
     let path = work.env.cwd.join(output);
-    let mut options = std::fs::OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
-    let cannot = || format!("{} cannot be written", path.display());
-    let mut file = file.doing(Kind::Host, cannot)?;
-    // The mode above is for a new file; one that was there may be everybody's to read.
-    if file.metadata().is_ok_and(|meta| meta.is_file()) {
-        file.set_permissions(std::fs::Permissions::from_mode(0o600)).doing(Kind::Host, cannot)?;
-    }
+    let file = open_stream(&path);
+    let mut file = file.doing(Kind::Host, || format!("{} cannot be written", path.display()))?;
     work.events.info(format!("capturing into {} until Ctrl-C", path.display()));
     drain(work, stream, |piece| file.write_all(piece), told).await
+}
+
+/// Opens what is written piece by piece: a regular file is there from the start, whatever else stands
+/// there is written as [`fsutil`] does.
+fn open_stream(path: &Path) -> std::io::Result<Box<dyn Write + Send>> {
+    let WriteTarget::Regular(path) = WriteTarget::resolve(path)? else {
+        return Ok(Box::new(NamedWriter::open(path, fsutil::PRIVATE_MODE)?));
+    };
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(fsutil::PRIVATE_MODE);
+    let file = options.open(path)?;
+    // The mode above is for a new file; one that was there may be everybody's to read.
+    file.set_permissions(std::fs::Permissions::from_mode(fsutil::PRIVATE_MODE))?;
+    Ok(Box::new(file))
 }
 
 /// Pours until it is told to end, and then what is under way still: the last frames, and the
@@ -268,6 +298,37 @@ mod tests {
             let e = target(wrong).unwrap_err();
             assert!(e.hint_text().unwrap().contains("NODE:PORT"), "{wrong}: {e}");
         }
+    }
+
+    #[test]
+    fn a_capture_follows_links_and_leaves_devices() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, file) = (dir.path().join("link"), dir.path().join("file"));
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        std::fs::write(&file, "old").unwrap();
+        open_stream(&link).unwrap().write_all(b"new").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        open_stream(Path::new("/dev/null")).unwrap().write_all(b"x").unwrap();
+        assert!(!Path::new("/dev/null").is_file());
+    }
+
+    #[test]
+    fn logins_of_other_clouds_are_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (rc, clouds) = (dir.path().join("openrc"), dir.path().join("clouds.yaml"));
+        let ours = Secret::new("# Written by stackproof.\nclouds:\n");
+        let files: [(&Path, &Secret); 2] = [(&rc, &ours), (&clouds, &ours)];
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+        std::fs::write(&clouds, "clouds:\n  production:\n").unwrap();
+        let e = write_logins(&files, false).unwrap_err();
+        assert_eq!((e.kind(), e.file().unwrap().0), (Kind::Input, clouds.as_path()));
+        assert!(!rc.exists() && read(&clouds).contains("production"));
+        write_logins(&files, true).unwrap();
+        assert_eq!(read(&clouds), ours.reveal());
+        write_logins(&files, false).unwrap();
+        assert_eq!(rc.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Files and folders to and from nodes. A file goes through `cat` with its size counted on both
 //! sides and appears whole or not at all; a folder goes through `tar`.
 
-use crate::cli::print;
 use crate::cli::session::Work;
 use crate::cli::view::human_bytes;
+use crate::cli::{print, print_error};
 use crate::engine::{quote, ssh};
 use crate::error::{Context, Error, Kind, Result};
+use crate::fsutil::{NamedWriter, WriteTarget};
 use crate::supervisor::{Client, remote};
 use bytes::Bytes;
 use std::io::Write;
@@ -38,6 +39,8 @@ fn side(text: &str, cwd: &Path) -> Side {
 }
 
 pub async fn run(work: &Work, client: &Client, from: &str, to: &str, sudo: bool) -> Result<()> {
+    let to_stdout = matches!(side(to, &work.env.cwd), Side::Here(here)
+        if WriteTarget::resolve(&here).is_ok_and(|to| to == WriteTarget::Descriptor(1)));
     let (size, what) = match (side(from, &work.env.cwd), side(to, &work.env.cwd)) {
         (Side::Here(here), Side::Node { node, path }) => {
             (Remote::login(client, &node, sudo).await?.put(&here, &path).await?, from)
@@ -50,8 +53,11 @@ pub async fn run(work: &Work, client: &Client, from: &str, to: &str, sudo: bool)
                 .hint("write stackproof lab cp NODE:/etc/hosts . or the other way round"));
         }
     };
-    print(&format!("{what}: {} copied\n", human_bytes(size)), &work.redactor);
-    Ok(())
+    let text = format!("{what}: {} copied\n", human_bytes(size));
+    match to_stdout {
+        true => print_error(&text, &work.redactor),
+        false => print(&text, &work.redactor),
+    }
 }
 
 struct Remote {
@@ -93,13 +99,12 @@ impl Remote {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&said).into_owned();
-        Err(Error::lab(format!("{} could not do its part (exit code {status})", self.node))
-            .evidence(said.lines().filter(|l| !l.trim().is_empty()))
-            .hint(if self.sudo {
-                TAR
-            } else {
-                "may the login user do that? --sudo does it as root"
-            }))
+        let error = Error::lab(format!("{} could not do its part (exit code {status})", self.node))
+            .evidence(said.lines().filter(|l| !l.trim().is_empty()));
+        Err(match advice(&said, self.sudo) {
+            Some(hint) => error.hint(hint),
+            None => error,
+        })
     }
 
     /// Gives the bytes that were sent.
@@ -173,6 +178,20 @@ impl Remote {
     }
 }
 
+/// What may help, by what the node's programs said.
+fn advice(said: &str, sudo: bool) -> Option<&'static str> {
+    let says = |what: &str| said.lines().any(|line| line.contains(what));
+    if says("sudo: ") {
+        Some("sudo on the node refuses: its words say why")
+    } else if says("tar: ") && (says("not found") || says("No such file")) {
+        Some(TAR)
+    } else if says("Permission denied") && !sudo {
+        Some("--sudo does it as root")
+    } else {
+        None
+    }
+}
+
 /// Feeds a command until the end of `from`, or of the command.
 async fn feed(
     mut from: impl tokio::io::AsyncRead + Unpin,
@@ -200,8 +219,7 @@ enum What {
     Unknown,
     File {
         size: u64,
-        mode: u32,
-        file: tempfile::NamedTempFile,
+        file: NamedWriter,
     },
     /// Beside the target, to be renamed.
     Folder {
@@ -230,11 +248,11 @@ impl Taken {
             _ => PathBuf::from("."),
         };
         self.what = match head.split_whitespace().collect::<Vec<_>>().as_slice() {
-            ["file", size, mode] => What::File {
-                size: size.parse().map_err(|_| wrong())?,
-                mode: u32::from_str_radix(mode, 8).map_err(|_| wrong())? & 0o777,
-                file: tempfile::NamedTempFile::new_in(parent)?,
-            },
+            ["file", size, mode] => {
+                let mode = u32::from_str_radix(mode, 8).map_err(|_| wrong())? & 0o777;
+                let size = size.parse().map_err(|_| wrong())?;
+                What::File { size, file: NamedWriter::open(&self.into, mode)? }
+            }
             ["folder"] => {
                 let folder = tempfile::Builder::new().prefix(".stackproof-").tempdir_in(parent)?;
                 let at = folder.path().to_string_lossy().into_owned();
@@ -261,10 +279,8 @@ impl Taken {
         let Taken { into, what, bytes, .. } = self;
         let doing = || format!("{} cannot be written", into.display());
         match what {
-            What::File { size, mode, file } if size == bytes => {
-                let mode = std::fs::Permissions::from_mode(mode);
-                file.as_file().set_permissions(mode).doing(Kind::Host, doing)?;
-                file.persist(&into).doing(Kind::Host, doing)?;
+            What::File { size, file } if size == bytes => {
+                file.finish().doing(Kind::Host, doing)?;
             }
             What::Folder { mut tar, folder } => {
                 drop(tar.0.stdin.take());
@@ -339,6 +355,16 @@ mod tests {
         for (text, wanted) in [("./a:b", "/w/./a:b"), ("x", "/w/x"), (":x", "/w/:x")] {
             assert!(matches!(side(text, cwd), Side::Here(p) if p == Path::new(wanted)), "{text}");
         }
+    }
+
+    #[test]
+    fn the_advice_fits_what_the_node_said() {
+        let tty = "sudo: sorry, you must have a tty to run sudo";
+        assert!(advice(tty, true).unwrap().contains("sudo"));
+        assert_eq!(advice("sh: 1: exec: tar: not found", true), Some(TAR));
+        assert!(advice("cat: /root/x: Permission denied", false).unwrap().contains("--sudo"));
+        assert_eq!(advice("cat: /root/x: Permission denied", true), None);
+        assert_eq!(advice("cp: no space left on device", true), None);
     }
 
     fn taken(dir: &Path, pieces: &[&[u8]]) -> Result<u64> {

@@ -16,6 +16,7 @@ use super::session::{Session, Work};
 use crate::error::Result;
 use args::{Lab, LabVerb};
 use std::process::ExitCode;
+use tokio::sync::oneshot;
 
 pub use kept::{checkpoints, layer};
 
@@ -32,6 +33,23 @@ pub async fn run(session: Session, lab: Lab) -> Result<ExitCode> {
                     let client = which::running(&work, name)?;
                     ask::capture(&work, &client, &what, &output, told).await?;
                     Ok(ExitCode::SUCCESS)
+                })
+                .await
+        }
+        LabVerb::Console { node, lines, no_follow } => {
+            session
+                .conduct_until_told(|work, told| async move {
+                    let client = which::running(&work, name)?;
+                    until(told, ask::console(&client, node, lines, !no_follow)).await
+                })
+                .await
+        }
+        LabVerb::Forward { target, to, listen, background } => {
+            session
+                .conduct_until_told(|work, told| async move {
+                    let client = which::running(&work, name)?;
+                    let target = target.or(to).unwrap_or_default();
+                    until(told, ask::forward(&work, &client, &target, listen, background)).await
                 })
                 .await
         }
@@ -52,12 +70,25 @@ pub async fn run(session: Session, lab: Lab) -> Result<ExitCode> {
     }
 }
 
+/// `work`, whose ordinary end is Ctrl-C.
+async fn until(
+    told: oneshot::Receiver<()>,
+    work: impl Future<Output = Result<()>>,
+) -> Result<ExitCode> {
+    tokio::select! {
+        out = work => out.map(|()| ExitCode::SUCCESS),
+        Ok(()) = told => Ok(ExitCode::SUCCESS),
+    }
+}
+
 async fn act(work: Work, name: Option<String>, verb: LabVerb) -> Result<ExitCode> {
     let done = ExitCode::SUCCESS;
     match verb {
-        LabVerb::Own(_) | LabVerb::Capture { .. } | LabVerb::Proxy { .. } => {
-            unreachable!("dispatched before")
-        }
+        LabVerb::Own(_)
+        | LabVerb::Console { .. }
+        | LabVerb::Forward { .. }
+        | LabVerb::Capture { .. }
+        | LabVerb::Proxy { .. } => unreachable!("dispatched before"),
         LabVerb::Up(up) => up::run(&work, name, up).await.map(|()| done),
         LabVerb::Ls { json } => show::ls(&work, json).await.map(|()| done),
         LabVerb::Down => ask::down(&work, name).await.map(|()| done),
@@ -72,15 +103,8 @@ async fn act(work: Work, name: Option<String>, verb: LabVerb) -> Result<ExitCode
                 LabVerb::Exec { node, command } => {
                     return exec::exec(&client, &node, &command).await;
                 }
-                LabVerb::Console { node, lines, no_follow } => {
-                    ask::console(&client, node, lines, !no_follow).await
-                }
                 LabVerb::Cp { from, to, sudo } => cp::run(&work, &client, &from, &to, sudo).await,
-                LabVerb::Forward { target, to, listen, background } => {
-                    let target = target.or(to).unwrap_or_default();
-                    ask::forward(&work, &client, &target, listen, background).await
-                }
-                LabVerb::Rc { dir } => ask::rc(&work, &client, dir).await,
+                LabVerb::Rc { dir, force } => ask::rc(&work, &client, dir, force).await,
                 LabVerb::Checkpoint { checkpoint } => {
                     ask::checkpoint(&work, &client, &checkpoint).await
                 }
@@ -90,10 +114,28 @@ async fn act(work: Work, name: Option<String>, verb: LabVerb) -> Result<ExitCode
                 | LabVerb::Own(_)
                 | LabVerb::Down
                 | LabVerb::Ls { .. }
+                | LabVerb::Console { .. }
+                | LabVerb::Forward { .. }
                 | LabVerb::Capture { .. }
                 | LabVerb::Proxy { .. } => unreachable!("matched above"),
             }
             .map(|()| done)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ctrl_c_is_an_ordinary_end() {
+        let (tell, told) = oneshot::channel();
+        tell.send(()).unwrap();
+        let ended = until(told, std::future::pending()).await.unwrap();
+        assert_eq!(format!("{ended:?}"), format!("{:?}", ExitCode::SUCCESS));
+        let (_tell, told) = oneshot::channel();
+        let failed = until(told, async { Err(crate::error::Error::lab("the lab has ended")) });
+        assert!(failed.await.is_err());
     }
 }

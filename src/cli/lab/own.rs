@@ -72,7 +72,10 @@ async fn own(work: Work, name: Option<String>, up: Up, way: Way) -> Result<()> {
     let ended = owner.run(running, async |status| {
         if way == Way::Foreground {
             let text = show::text(&status, &place);
-            print(&text, &work.redactor);
+            // The lab runs all the same.
+            if let Err(e) = print(&text, &work.redactor) {
+                work.events.warning(e.to_string());
+            }
         }
         match starter {
             Some(starter) => starter.up(status).await,
@@ -165,18 +168,17 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         }
     };
     let manifests = load_dir(&root.images())?;
-    for node in &spec.nodes {
-        let known = manifests.get(&node.image);
-        known.map_err(|e| e.at(&spec.file, Some(node.image_line)))?;
-    }
+    e2e::fits::check_memory(&spec, &manifests)?;
     let needed = e2e::needed_images(&spec, &manifests)?;
     owner.doing("checking the host");
     let hypervisor = work.events.phase("host", e2e::host(work, &spec, &store, &needed)).await?;
     owner.doing("bringing images in");
     let images = e2e::node_images(work, &spec, &manifests, &store);
     let images = work.events.phase("images", images).await?;
+    e2e::fits::check_disks(&spec, &images)?;
     owner.doing("measuring the accelerator");
     let options = options(work, hypervisor, &logs).await?;
+    e2e::fits::check_cpus(&spec, &manifests, options.accel)?;
     let room = reserve(work, owner, &spec, up).await?;
     owner.doing("booting");
     let boot = Boot {

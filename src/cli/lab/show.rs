@@ -33,7 +33,7 @@ pub async fn ls(work: &Work, as_json: bool) -> Result<()> {
         table.row([place.name(), &state, &pid, from.as_deref().unwrap_or("-")]);
     }
     let text = if as_json { write::pretty(&Value::Array(all))? } else { table.to_string() };
-    print(&text, &work.redactor);
+    print(&text, &work.redactor)?;
     Ok(())
 }
 
@@ -42,7 +42,7 @@ pub async fn status(work: &Work, client: &Client, as_json: bool) -> Result<()> {
     print(
         &if as_json { json_text(&status)? } else { text(&status, client.place()) },
         &work.redactor,
-    );
+    )?;
     Ok(())
 }
 

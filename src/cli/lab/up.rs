@@ -67,7 +67,7 @@ pub async fn run(work: &Work, name: Option<String>, up: Up) -> Result<()> {
         true => show::json_text(&status)?,
         false => show::text(&status, &place),
     };
-    print(&text, &work.redactor);
+    print(&text, &work.redactor)?;
     Ok(())
 }
 

@@ -118,7 +118,7 @@ impl View for Live {
                 }
                 bar.set_message(amount(*done, *total, *unit));
             }
-            Event::ProgressEnded { what } => {
+            Event::ProgressEnded { what, ok: _ } => {
                 if let Some(bar) = self.jobs.remove(what) {
                     bar.finish_and_clear();
                 }

@@ -108,7 +108,7 @@ fn texts(event: &mut Event) -> Vec<&mut String> {
         Event::PhaseStarted { phase } | Event::PhaseEnded { phase, .. } => vec![phase],
         Event::Node { node, doing, .. } => vec![node, doing],
         Event::Progress { what, .. }
-        | Event::ProgressEnded { what }
+        | Event::ProgressEnded { what, .. }
         | Event::Waited { what, .. } => vec![what],
         Event::Check(check) => vec![&mut check.name, &mut check.evidence],
         Event::Note { text, .. } => vec![text],
@@ -186,7 +186,7 @@ mod tests {
             Event::Progress { what: t(), done: 1, total: Some(2), unit: Unit::Bytes },
             Event::Progress { what: t(), done: 1, total: None, unit: Unit::Items },
             Event::Progress { what: t(), done: 9, total: Some(2), unit: Unit::Millis },
-            Event::ProgressEnded { what: t() },
+            Event::ProgressEnded { what: t(), ok: true },
             check(0.0, text, Status::Pass, text).event,
             check(0.0, text, Status::Fail, text).event,
             check(0.0, text, Status::Skip, text).event,

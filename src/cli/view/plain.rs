@@ -101,10 +101,11 @@ impl<W: Write + Send> View for Plain<W> {
                 let text = format!("{what}: {}", amount(*done, *total, *unit));
                 self.throttled(at, &what, text, PROGRESS_APART);
             }
-            Event::ProgressEnded { what } => {
+            Event::ProgressEnded { what, ok } => {
                 let what = one_line(what);
                 if self.sources.remove(&what).is_some() {
-                    self.line(at, &format!("{what}: done"));
+                    let end = if *ok { "done" } else { "FAILED" };
+                    self.line(at, &format!("{what}: {end}"));
                 }
             }
             Event::Check(check) => self.line(at, &check_line(check, self.colour)),
@@ -244,10 +245,19 @@ mod tests {
                 at(i as f64 / 10.0, Event::Progress { what: what.into(), done, total, unit })
             })
             .collect();
-        events.push(at(11.0, Event::ProgressEnded { what: what.into() }));
+        events.push(at(11.0, Event::ProgressEnded { what: what.into(), ok: true }));
         let text = lines(&events, false);
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(text.contains("0 B of 100.0 MiB (0 %)") && text.contains("done"), "{text}");
+    }
+
+    #[test]
+    fn a_job_that_failed_is_not_called_done() {
+        let what = || "build x".to_owned();
+        let begun = Event::Progress { what: what(), done: 0, total: Some(6), unit: Unit::Items };
+        let ended = Event::ProgressEnded { what: what(), ok: false };
+        let text = lines(&[at(0.0, begun), at(1.0, ended)], false);
+        assert!(text.contains("build x: FAILED") && !text.contains("done"), "{text}");
     }
 
     #[test]

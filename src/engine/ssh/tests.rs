@@ -331,3 +331,23 @@ fn keys_are_written_and_read_back_and_never_printed() {
     }
     assert!(Key::from_openssh(&Secret::new("nonsense")).is_err());
 }
+
+#[test]
+fn a_signals_exit_code_is_that_of_a_shell() {
+    use russh::Sig;
+    let custom = |name: &str| Sig::Custom(name.into());
+    for (signal, code) in [
+        (Sig::ABRT, 134),
+        (Sig::FPE, 136),
+        (Sig::ILL, 132),
+        (Sig::ALRM, 142),
+        (Sig::USR1, 138),
+        (custom("USR2"), 140),
+        (Sig::SEGV, 139),
+        (Sig::KILL, 137),
+        (custom("BUS"), 135),
+        (custom("SIG@openssh.com"), 255),
+    ] {
+        assert_eq!(signal_code(&signal), code, "{signal:?}");
+    }
+}

@@ -2,8 +2,8 @@
 //! Packages are verified by Debian's keyring, as ever.
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::host::Mirrors;
 use crate::host::tool::Tool;
+use crate::host::{Mirrors, apt_config};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -49,19 +49,36 @@ impl Apt {
         log: &Path,
     ) -> Result<Apt> {
         let apt = Apt { root: root.to_owned(), log: log.to_owned() };
-        apt.write_config(mirrors, suite, architecture)
+        let proxies = apt_config::proxy_options().await;
+        apt.write_config(mirrors, suite, architecture, &proxies)
             .doing(Kind::Host, || "apt's folder cannot be written".into())
             .map_err(|e| e.at(root, None))?;
         apt.tool("apt-get").args(["-q", "update"]).run(|_| {}).await.map_err(|e| {
-            Error::image(format!("the lists of {suite} cannot be read from {}", mirrors.archive))
+            let message =
+                format!("the mirror {} does not give the lists of {suite}", mirrors.archive);
+            let hint = match proxies.first() {
+                None => "is the mirror up? another can be given with --debian-mirror".into(),
+                Some(proxy) => format!(
+                    "are the mirror and the proxy of the host's apt up ({proxy})? another mirror can \
+                     be given with --debian-mirror"
+                ),
+            };
+            Error::image(message)
                 .because(e.to_string())
                 .evidence(e.evidence_lines().to_vec())
-                .hint("is the mirror up? another can be given with --debian-mirror")
+                .hint(hint)
         })?;
         Ok(apt)
     }
 
-    fn write_config(&self, mirrors: &Mirrors, suite: &str, arch: &str) -> std::io::Result<()> {
+    fn write_config(
+        &self,
+        mirrors: &Mirrors,
+        suite: &str,
+        arch: &str,
+        proxies: &[String],
+    ) -> std::io::Result<()> {
+        let proxies = proxies.join("\n");
         let at = |sub: &str| self.root.join(sub);
         for sub in ["lists/partial", "cache/archives/partial", "sources"] {
             fs::create_dir_all(at(sub))?;
@@ -89,6 +106,8 @@ APT::Install-Recommends "false";
 APT::Sandbox::User "";
 Acquire::Languages "none";
 Acquire::Retries "3";
+APT::Update::Error-Mode "any";
+{proxies}
 "#
             ),
         )

@@ -7,6 +7,7 @@
 
 use super::{Job, apt};
 use crate::error::{Context, Error, Kind, Result};
+use crate::host::apt_config;
 use crate::host::debian::Steps;
 use crate::host::tool::Tool;
 use serde::Deserialize;
@@ -119,6 +120,10 @@ pub(super) async fn build(
         // The kernel's package would have one made that nobody uses.
         .env("INITRD", "No")
         .log(&job.log);
+    // Not as --aptopt, which would stay in the image.
+    for (name, value) in apt_config::proxy_variables().await {
+        tool = tool.env(name, value);
+    }
     let sources = work.path().join("debian.sources");
     fs::write(&sources, apt::sources(&job.mirrors, &recipe.suite)).map_err(io)?;
     tool = tool.arg(sources);

@@ -187,7 +187,7 @@ impl Builder {
                     debian_node::build(recipe, packages, &files, &job, &out).await
                 }
             };
-            self.patience.events.send(Event::ProgressEnded { what: job.what() });
+            self.patience.events.send(Event::ProgressEnded { what: job.what(), ok: built.is_ok() });
             built.map_err(|e| {
                 let e = e.while_doing(format!("building {}", manifest.name));
                 if e.hint_text().is_some() {

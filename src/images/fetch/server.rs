@@ -41,6 +41,8 @@ enum Then {
     StallAt(usize),
     /// The body again and again, for as long as the client takes it.
     Forever,
+    /// Not even a head: the connection ends.
+    HangUp,
 }
 
 impl Reply {
@@ -63,6 +65,10 @@ impl Reply {
         self.then = Then::StallAt(bytes);
         self
     }
+    /// No answer at all.
+    pub fn hang_up() -> Reply {
+        Reply { then: Then::HangUp, ..Reply::new(200, "") }
+    }
     pub fn forever(mut self) -> Reply {
         (self.then, self.length) = (Then::Forever, false);
         self
@@ -84,7 +90,10 @@ impl Reply {
             .header("Content-Range", format!("bytes {from}-{}/{}", file.len() - 1, file.len()))
     }
 
-    fn send(&self, to: &mut TcpStream) -> std::io::Result<()> {
+    fn send<S: Read + Write>(&self, to: &mut S) -> std::io::Result<()> {
+        if let Then::HangUp = self.then {
+            return Ok(());
+        }
         let mut head = format!("HTTP/1.1 {} X\r\nConnection: close\r\n", self.status);
         if self.length {
             head += &format!("Content-Length: {}\r\n", self.body.len());
@@ -94,7 +103,7 @@ impl Reply {
         }
         to.write_all(format!("{head}\r\n").as_bytes())?;
         match self.then {
-            Then::Close => to.write_all(&self.body),
+            Then::HangUp | Then::Close => to.write_all(&self.body),
             Then::CutAt(n) => to.write_all(&self.body[..n]),
             Then::StallAt(n) => {
                 to.write_all(&self.body[..n])?;
@@ -119,6 +128,21 @@ pub struct Server {
 impl Server {
     /// `answer` is given the request and how many came before it.
     pub fn start(answer: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) -> Server {
+        Server::listen(answer, None)
+    }
+
+    /// The same over TLS; its name is `localhost`.
+    pub fn start_tls(
+        tls: Arc<rustls::ServerConfig>,
+        answer: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static,
+    ) -> Server {
+        Server::listen(answer, Some(tls))
+    }
+
+    fn listen(
+        answer: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static,
+        tls: Option<Arc<rustls::ServerConfig>>,
+    ) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Server {
             address: listener.local_addr().unwrap(),
@@ -133,16 +157,17 @@ impl Server {
                     return;
                 }
                 let (requests, answer) = (requests.clone(), answer.clone());
+                let tls = tls.clone();
                 std::thread::spawn(move || {
-                    let mut stream = stream.unwrap();
-                    let Some(request) = read_request(&stream) else { return };
-                    let before = {
-                        let mut all = requests.lock().unwrap();
-                        all.push(request.clone());
-                        all.len() - 1
-                    };
-                    // The client may hang up first: some tests are about just that.
-                    let _ = answer(&request, before).send(&mut stream);
+                    let stream = stream.unwrap();
+                    match tls {
+                        None => exchange(stream, &requests, &*answer),
+                        Some(tls) => {
+                            let session = rustls::ServerConnection::new(tls).unwrap();
+                            let stream = rustls::StreamOwned::new(session, stream);
+                            exchange(stream, &requests, &*answer);
+                        }
+                    }
                 });
             }
         });
@@ -166,7 +191,23 @@ impl Drop for Server {
     }
 }
 
-fn read_request(stream: &TcpStream) -> Option<Request> {
+fn exchange<S: Read + Write>(
+    mut stream: S,
+    requests: &Mutex<Vec<Request>>,
+    answer: &dyn Fn(&Request, usize) -> Reply,
+) {
+    let Some(request) = read_request(&mut stream) else { return };
+    let before = {
+        let mut all = requests.lock().unwrap();
+        all.push(request.clone());
+        all.len() - 1
+    };
+    // The client may hang up first: some tests are about just that.
+    let _ = answer(&request, before).send(&mut stream);
+    let _ = stream.flush();
+}
+
+fn read_request(stream: impl Read) -> Option<Request> {
     let mut lines = BufReader::new(stream).lines();
     let first = lines.next()?.ok()?;
     let path = first.split(' ').nth(1)?.to_owned();

@@ -48,7 +48,11 @@ impl Bench {
             _dir: dir,
             store,
             manifest,
-            options: Options { leave_free: 0, ..Options::default() },
+            options: Options {
+                leave_free: 0,
+                pause: Duration::from_millis(10),
+                ..Options::default()
+            },
             patience: Patience::new(Speed::new(1.0), events),
             events: seen,
         }
@@ -110,7 +114,7 @@ async fn a_good_file_lands_whole_with_its_progress() {
                 assert_eq!(what, "fetch tiny");
                 last = Some((done, total));
             }
-            Event::ProgressEnded { what } => ended = what == "fetch tiny",
+            Event::ProgressEnded { what, ok: true } => ended = what == "fetch tiny",
             _ => {}
         }
     }
@@ -167,11 +171,11 @@ async fn taken_up_later(
     let (server, url) = serve(move |r, before| match before {
         0 => first(r).cut_at(100_000),
         // The take-up within the same run fails, and the partial file stays for the next.
-        1 => Reply::new(503, "busy"),
+        1 => Reply::new(410, "gone"),
         _ => later(r),
     });
     let mut b = Bench::new(&content, &[url]);
-    says(&b.fetch().await.unwrap_err(), "503");
+    says(&b.fetch().await.unwrap_err(), "410");
     b.nothing_landed();
     let out = b.fetch().await;
     let out = out.map(|path| std::fs::read(path).unwrap());
@@ -306,7 +310,7 @@ async fn a_range_that_cannot_be_satisfied_starts_over() {
 async fn a_part_whose_bytes_were_changed_on_disk_does_not_get_in() {
     let (server, url) = serve(|r, before| match before {
         0 => Reply::file(r, &image(0), "\"a\"").cut_at(100_000),
-        1 => Reply::new(503, ""),
+        1 => Reply::new(410, ""),
         _ => Reply::file(r, &image(0), "\"a\""),
     });
     let b = Bench::new(&image(0), &[url]);
@@ -397,7 +401,7 @@ async fn a_page_in_place_of_the_image_is_called_a_page() {
 async fn a_page_from_a_mirror_does_not_cost_what_the_first_address_gave() {
     let (first, url) = serve(|r, before| match before {
         0 => Reply::file(r, &image(0), "\"a\"").cut_at(100_000),
-        1 => Reply::new(503, ""),
+        1 => Reply::new(410, ""),
         _ => Reply::file(r, &image(0), "\"a\""),
     });
     let (_mirror, mirror) = serve(|_, _| Reply::new(200, "<html></html>"));
@@ -448,14 +452,14 @@ async fn a_stalled_server_is_given_up_and_the_mirror_takes_over() {
     let (_server, url) = serve(|r, _| Reply::file(r, &image(0), "\"a\"").stall_at(10_000));
     let (mirror, mirror_url) = serve(|r, _| Reply::file(r, &image(0), "\"b\""));
     let mut b = Bench::new(&image(0), &[url.clone(), mirror_url]);
-    b.options.stall = Duration::from_millis(300);
+    b.options.stall = Duration::from_secs(1);
     assert_eq!(std::fs::read(b.fetch().await.unwrap()).unwrap(), image(0));
     // The ETag of one server says nothing of another's file.
     assert_eq!(mirror.requests()[0].range(), None);
 
     let mut alone = Bench::new(&image(0), &[url]);
-    alone.options.stall = Duration::from_millis(300);
-    says(&alone.fetch().await.unwrap_err(), "no byte came for 0.3 s");
+    alone.options.stall = Duration::from_secs(1);
+    says(&alone.fetch().await.unwrap_err(), "no byte came for 1 s");
 }
 
 #[tokio::test]
@@ -582,4 +586,178 @@ async fn a_recipe_is_not_fetched() {
     let e = b.fetch().await.unwrap_err();
     assert_eq!(e.kind(), Kind::Input);
     says(&e, "images build tiny");
+}
+
+#[tokio::test]
+async fn a_passing_trouble_is_asked_again() {
+    let busy = |status| Reply::new(status, "").header("Retry-After", "0");
+    let troubles = [("503", busy(503)), ("429", busy(429)), ("hang up", Reply::hang_up())];
+    for (name, trouble) in troubles {
+        let (server, url) = serve(move |r, before| match before {
+            0 | 1 => trouble.clone(),
+            _ => Reply::file(r, &image(0), "\"a\""),
+        });
+        let b = Bench::new(&image(0), &[url]);
+        b.fetch().await.unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(server.requests().len(), 3, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_busy_server_is_given_up_in_the_end() {
+    let (server, url) = serve(|_, _| Reply::new(503, ""));
+    let e = Bench::new(&image(0), &[url]).fetch().await.unwrap_err();
+    says(&e, "503");
+    assert_eq!(server.requests().len(), 1 + RETRIES as usize);
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_is_asked_for_once() {
+    for (status, advice) in [(404, "has moved"), (410, "has moved"), (403, "refuses this file")] {
+        let page = "<html>요청하신 파일을 찾을 수 없습니다</html>";
+        let (server, url) = serve(move |_, _| Reply::new(status, page));
+        let e = Bench::new(&image(0), &[url]).fetch().await.unwrap_err();
+        assert!(e.hint_text().unwrap().contains(advice), "{e:?}");
+        assert!(e.hint_text().unwrap().contains("images/tiny.toml"), "{e:?}");
+        assert_eq!(server.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_page_is_shown_in_its_own_language() {
+    let (_server, url) = serve(|_, _| Reply::new(200, "사내 프록시: 로그인이 필요합니다\x1b[2J\n"));
+    let e = Bench::new(&image(0), &[url]).fetch().await.unwrap_err();
+    says(&e, "사내 프록시");
+    assert!(!e.evidence_lines().concat().contains('\x1b'), "{e:?}");
+}
+
+#[tokio::test]
+async fn a_location_with_raw_utf8_or_a_blank_is_followed() {
+    for (location, path) in [("/이미.img", "/%EC%9D%B4%EB%AF%B8.img"), ("/my image", "/my%20image")]
+    {
+        let (server, url) = serve(move |r, before| match before {
+            0 => Reply::new(302, "").header("location", location),
+            _ => Reply::file(r, &image(0), "\"a\""),
+        });
+        Bench::new(&image(0), &[url]).fetch().await.unwrap();
+        assert_eq!(server.requests()[1].path, path);
+    }
+}
+
+fn through(variables: &[(&str, &str)]) -> ProxySettings {
+    let find = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into());
+    crate::outbound::OutboundVariables::read(find).proxies().unwrap()
+}
+
+/// Squid's default rules: plain requests pass, a tunnel to another port than 443 does not.
+fn squid(r: &Request) -> Reply {
+    match r.path.starts_with("http://") {
+        true => Reply::file(r, &image(0), "\"a\""),
+        false => Reply::new(403, ""),
+    }
+}
+
+#[tokio::test]
+async fn plain_http_goes_to_its_proxy_as_it_is() {
+    let (proxy, at) = serve(|r, _| squid(r));
+    let mut b = Bench::new(&image(0), &["http://images.invalid:8801/d/tiny.img".into()]);
+    let at = at.replace("http://", "http://me:s%20cret@");
+    b.options.proxies = through(&[("http_proxy", &at)]);
+    b.fetch().await.unwrap();
+    let requests = proxy.requests();
+    assert_eq!(requests[0].path, "http://images.invalid:8801/d/tiny.img");
+    assert_eq!(requests[0].header("host"), Some("images.invalid:8801"));
+    assert_eq!(requests[0].header("proxy-authorization"), Some("Basic bWU6cyBjcmV0"));
+}
+
+#[tokio::test]
+async fn a_socks_proxy_is_used() {
+    let (server, url) = serve(|r, _| Reply::file(r, &image(0), "\"a\""));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = format!("socks5h://{}", listener.local_addr().unwrap());
+    let target = url.trim_start_matches("http://").split('/').next().unwrap().to_owned();
+    let socks = std::thread::spawn(move || socks_once(&listener, &target));
+    let mut b = Bench::new(&image(0), &[url]);
+    b.options.proxies = through(&[("all_proxy", &at)]);
+    b.fetch().await.unwrap();
+    assert_eq!(server.requests().len(), 1);
+    socks.join().unwrap();
+}
+
+/// One SOCKS5 connection (RFC 1928), led to `target` whatever it asks for.
+fn socks_once(listener: &std::net::TcpListener, target: &str) {
+    use std::io::Write;
+    let (mut client, _) = listener.accept().unwrap();
+    let mut greeting = [0; 3];
+    client.read_exact(&mut greeting).unwrap();
+    client.write_all(&[5, 0]).unwrap();
+    let mut request = [0; 10];
+    client.read_exact(&mut request).unwrap();
+    client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).unwrap();
+    let mut far = std::net::TcpStream::connect(target).unwrap();
+    let (mut from, mut to) = (client.try_clone().unwrap(), far.try_clone().unwrap());
+    std::thread::spawn(move || io::copy(&mut from, &mut to));
+    io::copy(&mut far, &mut client).unwrap();
+}
+
+#[tokio::test]
+async fn no_proxy_leads_around_the_proxy() {
+    let (_server, url) = serve(|r, _| Reply::file(r, &image(0), "\"a\""));
+    for no_proxy in ["localhost, 127.0.0.1", "127.0.0.0/8", "*"] {
+        let mut b = Bench::new(&image(0), std::slice::from_ref(&url));
+        b.options.proxies =
+            through(&[("http_proxy", "http://127.0.0.1:9"), ("no_proxy", no_proxy)]);
+        b.fetch().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_fails_is_named_without_its_password() {
+    for (name, url) in
+        [("http_proxy", "http://images.invalid/x"), ("https_proxy", "https://images.invalid/x")]
+    {
+        let mut b = Bench::new(&image(0), &[url.into()]);
+        b.options.proxies = through(&[(name, "http://me:hunter22@127.0.0.1:9")]);
+        let e = b.fetch().await.unwrap_err();
+        says(&e, "through the proxy http://127.0.0.1:9");
+        says(&e, "http_proxy");
+        assert!(!format!("{e:?}").contains("hunter22"), "{e:?}");
+    }
+}
+
+/// A certificate authority of its own, as a company's proxy has, and a server that it signed.
+fn private_tls(dir: &Path) -> (PathBuf, Arc<rustls::ServerConfig>) {
+    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let ca_cert = ca.self_signed(&ca_key).unwrap();
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let server = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let server = server.signed_by(&key, &issuer).unwrap();
+    let file = dir.join("ca.pem");
+    std::fs::write(&file, ca_cert.pem()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![server.der().clone()], key.into())
+        .unwrap();
+    (file, Arc::new(config))
+}
+
+#[tokio::test]
+async fn a_private_authority_counts_once_it_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ca, tls) = private_tls(dir.path());
+    let server = Server::start_tls(tls, |r, _| Reply::file(r, &image(0), "\"a\""));
+    let url = server.url("/d/tiny.img").replace("http://127.0.0.1", "https://localhost");
+    let e = Bench::new(&image(0), std::slice::from_ref(&url)).fetch().await.unwrap_err();
+    says(&e, "SSL_CERT_FILE");
+    says(&e, "ca-certificates");
+    let mut b = Bench::new(&image(0), &[url]);
+    b.options.roots.file = Some(ca);
+    b.fetch().await.unwrap();
+    assert_eq!(server.requests().len(), 1);
 }

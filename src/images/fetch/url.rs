@@ -36,11 +36,30 @@ pub fn follow(from: &str, location: &str) -> Result<String, String> {
         Some(host) if host.contains('@') => {
             Err("it redirects to a URL with a user name in it".into())
         }
-        Some(_) if scheme == "https" && to.starts_with("http:") => {
-            Err(format!("it redirects from https to plain {}", shown(&to)))
-        }
+        Some(_) if scheme == "https" && to.starts_with("http:") => Err(format!(
+            "it redirects from https to plain {}; give that mirror, or one that stays with \
+                 https, as a `url` or in `mirrors`",
+            shown(&to)
+        )),
         Some(_) => Ok(to),
     }
+}
+
+/// A Location as it came, made a URL that may be asked for: bytes that a URL cannot hold (blanks, raw
+/// UTF-8) are percent-encoded, as curl and browsers do.
+pub fn encoded(location: &[u8]) -> String {
+    let location = location.trim_ascii();
+    let mut out = String::with_capacity(location.len());
+    for &byte in location {
+        match byte {
+            b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => {
+                out.push_str(&format!("%{byte:02X}"));
+            }
+            0x21..=0x7e => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
 }
 
 /// The URL without its query: redirects to object stores carry signatures there.
@@ -98,10 +117,18 @@ mod tests {
     }
 
     #[test]
+    fn blanks_and_raw_utf8_are_encoded() {
+        assert_eq!(encoded(" /my image.qcow2 ".as_bytes()), "/my%20image.qcow2");
+        assert_eq!(encoded("/é".as_bytes()), "/%C3%A9");
+        assert_eq!(encoded(b"http://h:1/a%20b?x=[1]&y#f"), "http://h:1/a%20b?x=[1]&y#f");
+    }
+
+    #[test]
     fn http_may_become_https_but_not_the_other_way() {
         assert!(follow("http://a/x", "https://b/y").is_ok());
         let e = follow("https://a/x", "HTTP://b/y?secret").unwrap_err();
         assert!(e.contains("plain http://b/y") && !e.contains("secret"), "{e}");
+        assert!(e.contains("`mirrors`"), "{e}");
     }
 
     #[test]

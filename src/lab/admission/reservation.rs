@@ -8,8 +8,9 @@
 //! What a lab has reserved and its machines have not touched yet is still in the kernel's count of
 //! what is available: it is taken off. What they have touched is not counted twice.
 
-use super::{FOR_THE_HOST, PER_MACHINE, memory_available};
+use super::{FOR_THE_HOST, PER_MACHINE};
 use crate::error::{Context, Error, FailureCause, Kind, Result};
+use crate::host::Memory;
 use crate::lab::spec::{Bytes, LabSpec};
 use crate::lockfile::{Hold, LockFile};
 use crate::wait::{Death, Patience, Poll};
@@ -217,7 +218,7 @@ impl Ledger {
     fn judge(&self, name: &str, want: &Want, live: &BTreeMap<String, Entry>) -> Result<Answer> {
         let granted: Vec<&Entry> = live.values().filter(|e| e.granted).collect();
         let used = used(&self.root, &granted.iter().map(|e| e.pid).collect());
-        let available = memory_available(&self.root)?;
+        let available = Memory::look(&self.root)?.available;
         let needed = want.memory + FOR_THE_HOST;
         let at_most = available + used.values().sum::<u64>();
         if needed > at_most {

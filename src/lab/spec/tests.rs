@@ -245,3 +245,27 @@ fn a_missing_file_is_named() {
     assert_eq!(error.kind(), Kind::Input);
     assert_eq!(error.file().unwrap().0, Path::new("/nonexistent/x.toml"));
 }
+
+#[test]
+fn more_nics_than_slots_are_refused() {
+    let networks = |n: usize| -> String {
+        let network = |i| format!("[networks.n{i}]\nsubnet = \"10.{i}.0.0/24\"\n");
+        (0..n).map(network).collect()
+    };
+    let nics = |n: usize| -> String {
+        (0..n).map(|i| format!("[[nodes.a.nics]]\nnetwork = \"n{i}\"\n")).collect()
+    };
+    let lab = |n: usize| {
+        let text = format!(
+            "name = \"x\"\n{}{}",
+            networks(n).replacen("/24\"\n", "/24\"\noutside = \"10.0.0.1\"\n", 1),
+            "[nodes.a]\nimage = \"i\"\nmemory = \"1GiB\"\ncpus = 1\n".to_owned()
+                + &nics(n).replacen("\"n0\"\n", "\"n0\"\naddress = \"10.0.0.2\"\n", 1)
+        );
+        parse(&text)
+    };
+    lab(MAX_NICS).unwrap();
+    let error = lab(MAX_NICS + 1).unwrap_err();
+    assert!(error.message().contains("26 NICs, and 25 fit"), "{error}");
+    assert!(error.file().unwrap().1.is_some());
+}

@@ -7,6 +7,7 @@ use crate::lab::accel::Accel;
 use crate::lab::qemu::Boot;
 use crate::lab::spec::MIB;
 use crate::wait::Speed;
+use std::sync::atomic::AtomicUsize;
 
 pub(crate) async fn hypervisor() -> Hypervisor {
     let found = Hypervisor::find("qemu-system-x86_64".as_ref(), "qemu-img".as_ref()).await;
@@ -53,6 +54,7 @@ impl Bench {
             networks: Vec::new(),
             start: Instant::now(),
             redactor: Redactor::default(),
+            answers: None,
         }
     }
     async fn start(&self, code: &[u8]) -> Vm {
@@ -240,6 +242,34 @@ async fn a_panic_on_the_console_is_a_death() {
     let wanted = "tiny is lost: its kernel panicked: Kernel panic - not syncing: test";
     assert_eq!(cause, wanted);
     assert!(vm.evidence()[0].ends_with("not syncing: test"), "{:?}", vm.evidence());
+}
+
+#[tokio::test]
+async fn a_line_on_the_console_of_a_guest_that_answers_is_no_death() {
+    let bench = Bench::new().await;
+    let says = says("Kernel panic - not syncing: just a word\n");
+    let (lives, asked) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+    let probe = {
+        let (lives, asked) = (lives.clone(), asked.clone());
+        AnswerProbe::new(move || {
+            asked.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(lives.load(Ordering::Relaxed))
+        })
+    };
+    let config = VmConfig { answers: Some(probe), ..bench.config(&says) };
+    let patience = Patience::new(Speed::new(1.0), Events::silent());
+    let vm = Vm::start(&bench.hypervisor, config, &patience).await.unwrap();
+    vm.note_up();
+    vm.run().await.unwrap();
+    vm.wait_for("just a word", 0, Duration::from_secs(20)).await.unwrap();
+    while asked.load(Ordering::Relaxed) < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(vm.death().cause(), None);
+    // The same line of a guest that answers no more.
+    lives.store(false, Ordering::Relaxed);
+    vm.reset().await.unwrap();
+    assert!(vm.death().wait().await.contains("its kernel panicked"));
 }
 
 #[test]

@@ -15,7 +15,8 @@ impl Host {
     fn new(gib: u64, cpus: usize) -> Host {
         let host = Host { dir: tempfile::tempdir().unwrap(), cpus };
         fs::create_dir_all(host.root().join("proc")).unwrap();
-        let text = format!("MemAvailable: {} kB\n", (gib * GIB + FOR_THE_HOST) / 1024);
+        let kib = (gib * GIB + FOR_THE_HOST) / 1024;
+        let text = format!("MemTotal: {kib} kB\nMemAvailable: {kib} kB\n");
         fs::write(host.root().join("proc/meminfo"), text).unwrap();
         host
     }

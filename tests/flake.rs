@@ -1,55 +1,78 @@
-//! The shape of flake.nix's outputs, evaluated by the real `nix` against a stub of nixpkgs
-//! (fixtures/nix-stub), without the network. What the real nixpkgs makes of it is not tested here.
+//! flake.nix, evaluated by the real `nix` without the network, against a stub of nixpkgs. The stub
+//! (fixtures/nix-stub) has the attributes of its attributes.toml and no other. No test here builds
+//! anything.
 //!
 //! Without `nix` the tests are listed as ignored, never as passed.
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let missing = Command::new("nix").arg("--version").output().is_err();
-    if missing && !arguments.list {
-        eprintln!("not run: no `nix`: apt-get install nix-bin");
-    }
+    let missing = |program: &str| {
+        let missing = Command::new(program).arg("--version").output().is_err();
+        if missing && !arguments.list {
+            eprintln!("not run: no `{program}` (Debian: apt-get install nix-bin shellcheck)");
+        }
+        missing
+    };
+    let (no_nix, no_shellcheck) = (missing("nix"), missing("shellcheck"));
     let test =
-        |name, run: fn() -> Result<(), Failed>| Trial::test(name, run).with_ignored_flag(missing);
+        |name, run: fn() -> Result<(), Failed>| Trial::test(name, run).with_ignored_flag(no_nix);
     let tests = vec![
-        test("the_outputs_are_a_package_two_apps_checks_and_a_shell", outputs),
-        test("nix_itself_accepts_the_flake", accepted),
-        test("the_package_is_built_from_the_lock_file_with_the_manifests_version", package),
-        test("an_app_starts_the_program_it_is_named_after", apps),
-        test("without_a_lock_file_evaluation_fails_instead_of_passing", no_lock_file),
+        test("nix_accepts_the_flake_without_a_warning", accepted),
+        test("every_package_app_check_and_shell_is_instantiated", instantiated),
+        test("the_attributes_used_are_those_listed", attributes),
+        test("an_attribute_that_is_not_listed_fails", unlisted),
+        test("the_package_is_built_from_manifest_and_lock", package),
+        test("the_wrapper_puts_qemu_alone_into_path", wrapper),
+        test("a_changed_document_rebuilds_nothing", documents),
+        test("the_source_is_all_that_cargo_reads", source),
+        test("vmtest_fails_without_its_image", vmtest),
+        test("the_apps_pass_shellcheck", shellcheck).with_ignored_flag(no_nix || no_shellcheck),
+        test("without_a_lock_file_evaluation_fails", no_lock_file),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
-/// The parts of the source tree that evaluation reads, in a folder of their own (a `path:` flake is
-/// copied whole, and `target/` is large), and a Nix store that goes away with it.
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// A copy of the source tree to change, and a Nix store that goes away with it.
 struct Tree {
     folder: tempfile::TempDir,
 }
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-
 impl Tree {
     fn new() -> Tree {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::create_dir(folder.path().join("flake")).expect("mkdir");
-        for file in ["flake.nix", "Cargo.toml", "Cargo.lock"] {
-            std::fs::copy(Path::new(ROOT).join(file), folder.path().join("flake").join(file))
-                .expect("copy");
+        let tree = Tree { folder: tempfile::tempdir().expect("a temporary folder") };
+        for file in files(Path::new(ROOT)) {
+            let to = tree.file(&file);
+            fs::create_dir_all(to.parent().expect("below the folder")).expect("mkdir");
+            fs::copy(Path::new(ROOT).join(&file), to).expect("copy");
         }
-        Tree { folder }
+        tree
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Standard output of `nix ARGUMENTS` with the flake and the stub in place.
-    fn nix(&self, verb: &[&str], attribute: &str, more: &[&str]) -> Result<String, Failed> {
+    fn file(&self, name: &str) -> PathBuf {
+        self.path("flake").join(name)
+    }
+
+    fn append(&self, file: &str, text: &str) {
+        let old = fs::read_to_string(self.file(file)).expect(file);
+        fs::write(self.file(file), old + text).expect(file);
+    }
+
+    /// Standard output and standard error of `nix VERB` with the stub in the place of nixpkgs.
+    fn nix(&self, verb: &[&str], attribute: &str) -> Result<(String, String), Failed> {
         let out = Command::new("nix")
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -60,76 +83,238 @@ impl Tree {
             .arg(format!("path:{}{attribute}", self.path("flake").display()))
             .args(["--no-write-lock-file", "--override-input", "nixpkgs"])
             .arg(format!("path:{ROOT}/fixtures/nix-stub"))
-            .args(more)
             .output()?;
-        let error = String::from_utf8_lossy(&out.stderr);
+        let error = String::from_utf8_lossy(&out.stderr).into_owned();
         if !out.status.success() {
             return Err(format!("nix {verb:?} {attribute}: {}\n{error}", out.status).into());
         }
-        Ok(String::from_utf8(out.stdout)?)
+        Ok((String::from_utf8(out.stdout)?, error))
     }
 
-    fn eval(&self, attribute: &str) -> Result<serde_json::Value, Failed> {
-        Ok(serde_json::from_str(&self.nix(&["eval", "--json"], attribute, &[])?)?)
+    /// What an expression makes of the package `p`.
+    fn package(&self, expression: &str) -> Result<Value, Failed> {
+        let verb = ["eval", "--json", "--apply", &format!("p: {expression}")];
+        Ok(serde_json::from_str(&self.nix(&verb, "#packages.x86_64-linux.default")?.0)?)
+    }
+
+    /// Everything that the flake offers (derivations, and the programs of the apps), and what `nix`
+    /// said meanwhile.
+    fn instantiate(&self) -> Result<(Value, String), Failed> {
+        let (mut outputs, mut said) = (json!({}), String::new());
+        for (output, what) in [
+            ("packages", "output.drvPath"),
+            ("checks", "output.drvPath"),
+            ("devShells", "output.drvPath"),
+            // `nix flake check` warns where an app has no description, but not before Nix 2.26.
+            ("apps", "assert output.meta.description != \"\"; output.program"),
+        ] {
+            let apply = format!("builtins.mapAttrs (_: output: {what})");
+            let verb = ["eval", "--json", "--apply", &apply];
+            let (out, error) = self.nix(&verb, &format!("#{output}.x86_64-linux"))?;
+            outputs[output] = serde_json::from_str(&out)?;
+            said.push_str(&error);
+        }
+        Ok((outputs, said))
+    }
+
+    /// The text of an app, which the stub writes into the store.
+    fn script(&self, name: &str) -> Result<PathBuf, Failed> {
+        let store = self.path("store/nix/store");
+        files(&store)
+            .iter()
+            .find(|file| file.ends_with(&format!("-{name}.sh")))
+            .map(|file| store.join(file))
+            .ok_or_else(|| format!("no {name}.sh in {}", store.display()).into())
     }
 }
 
-fn outputs() -> Result<(), Failed> {
-    let shown: serde_json::Value =
-        serde_json::from_str(&Tree::new().nix(&["flake", "show", "--json"], "", &[])?)?;
-    for (path, kind) in [
-        ("/packages/x86_64-linux/default", "derivation"),
-        ("/apps/x86_64-linux/default", "app"),
-        ("/apps/x86_64-linux/e2e", "app"),
-        ("/apps/x86_64-linux/vmtest", "app"),
-        ("/checks/x86_64-linux/package", "derivation"),
-        ("/checks/x86_64-linux/fmt", "derivation"),
-        ("/devShells/x86_64-linux/default", "derivation"),
-    ] {
-        let seen = shown.pointer(path).and_then(|o| o.get("type"));
-        if seen.and_then(|t| t.as_str()) != Some(kind) {
-            return Err(format!("{path}: expected a {kind}, seen {seen:?} in {shown:#}").into());
+/// The files below a folder, relative to it, apart from what git and cargo keep at its top.
+fn files(folder: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(next) = open.pop() {
+        for entry in fs::read_dir(next).expect("a folder").map(|entry| entry.expect("an entry")) {
+            let path = entry.path();
+            let kind = entry.file_type().expect("a type");
+            if kind.is_dir() && ![folder.join(".git"), folder.join("target")].contains(&path) {
+                open.push(path);
+            } else if kind.is_file() {
+                let name = path.strip_prefix(folder).expect("below the folder");
+                found.insert(name.to_str().expect("text").to_owned());
+            }
         }
     }
-    Ok(())
+    found
 }
 
 fn accepted() -> Result<(), Failed> {
-    Tree::new().nix(&["flake", "check", "--no-build"], "", &[]).map(drop)
-}
-
-fn package() -> Result<(), Failed> {
-    let given = Tree::new().eval("#packages.x86_64-linux.default.given")?;
-    let given: serde_json::Value = serde_json::from_str(given.as_str().unwrap_or_default())?;
-    assert_eq!(given["pname"], "stackproof");
-    assert_eq!(given["version"], env!("CARGO_PKG_VERSION"));
-    let lock = given["cargoLock"]["lockFile"].as_str().unwrap_or_default();
-    assert!(lock.ends_with("Cargo.lock"), "{given:#}");
-    // Unit tests that run in the build fail without them.
-    let tools = given["nativeCheckInputs"].as_array().cloned().unwrap_or_default();
-    for tool in ["qemu", "mmdebstrap", "e2fsprogs"] {
-        let named = |t: &serde_json::Value| t.as_str().is_some_and(|t| t.ends_with(tool));
-        assert!(tools.iter().any(named), "no {tool}: {given:#}");
-    }
+    let said = Tree::new().nix(&["flake", "check", "--no-build"], "")?.1;
+    assert!(!said.contains("lacks attribute") && !said.contains("unknown"), "{said}");
     Ok(())
 }
 
-fn apps() -> Result<(), Failed> {
+fn instantiated() -> Result<(), Failed> {
     let tree = Tree::new();
-    for app in ["e2e", "vmtest"] {
-        let path = tree.eval(&format!("#apps.x86_64-linux.{app}.program"))?;
-        let program = format!("/bin/stackproof-{app}");
-        assert!(path.as_str().unwrap_or_default().ends_with(&program), "{path}");
+    let (outputs, _) = tree.instantiate()?;
+    for (kind, names) in [
+        ("packages", vec!["default"]),
+        ("checks", vec!["fmt", "package"]),
+        ("devShells", vec!["default"]),
+        ("apps", vec!["default", "e2e", "vmtest"]),
+    ] {
+        let found: Vec<_> = outputs[kind].as_object().into_iter().flat_map(|o| o.keys()).collect();
+        assert_eq!(found, names, "{kind}");
     }
+    let drv = outputs["packages"]["default"].as_str().unwrap_or_default();
+    assert!(tree.path("store").join(drv.trim_start_matches('/')).is_file(), "{drv}");
+    assert_eq!(outputs["apps"]["default"], outputs["apps"]["e2e"]);
+    let vmtest = outputs["apps"]["vmtest"].as_str().unwrap_or_default();
+    assert!(vmtest.ends_with("-stackproof-vmtest/bin/stackproof-vmtest"), "{vmtest}");
     Ok(())
+}
+
+fn attributes() -> Result<(), Failed> {
+    let list = fs::read_to_string(format!("{ROOT}/fixtures/nix-stub/attributes.toml"))?;
+    let list: toml::Table = list.parse()?;
+    let mut listed = BTreeSet::new();
+    for (name, entry) in list["attributes"].as_table().into_iter().flatten() {
+        let seen = entry["seen"].as_array().is_some_and(|seen| !seen.is_empty());
+        assert!(seen && entry["in"].is_str(), "{name}: seen nowhere");
+        listed.insert(name.as_str());
+    }
+    let (_, said) = Tree::new().instantiate()?;
+    let used = said.lines().filter_map(|line| line.strip_prefix("trace: used: "));
+    assert_eq!(used.collect::<BTreeSet<_>>(), listed);
+    Ok(())
+}
+
+fn unlisted() -> Result<(), Failed> {
+    let tree = Tree::new();
+    let flake = fs::read_to_string(tree.file("flake.nix"))?;
+    fs::write(tree.file("flake.nix"), flake.replace("pkgs.openssl", "pkgs.mmdebstrap"))?;
+    fails(tree.instantiate(), "attribute 'mmdebstrap' missing")
 }
 
 fn no_lock_file() -> Result<(), Failed> {
     let tree = Tree::new();
-    std::fs::remove_file(tree.path("flake/Cargo.lock"))?;
-    match tree.eval("#packages.x86_64-linux.default.name") {
-        Ok(name) => Err(format!("{name} was evaluated without Cargo.lock").into()),
-        Err(e) if e.message().is_some_and(|m| m.contains("lockFile")) => Ok(()),
+    fs::remove_file(tree.file("Cargo.lock"))?;
+    fails(tree.instantiate(), "Cargo.lock")
+}
+
+fn fails<T>(outcome: Result<T, Failed>, because: &str) -> Result<(), Failed> {
+    match outcome {
+        Ok(_) => Err(format!("evaluated all the same: {because}").into()),
+        Err(e) if e.message().is_some_and(|message| message.contains(because)) => Ok(()),
         Err(e) => Err(e),
     }
+}
+
+fn package() -> Result<(), Failed> {
+    let given = Tree::new().package(
+        "{ inherit (p) pname version cargoTestFlags; lock = p.cargoDeps.name; \
+           check = map (tool: tool.name) p.nativeCheckInputs; program = p.meta.mainProgram; }",
+    )?;
+    let wanted = json!({
+        "pname": "stackproof",
+        "version": env!("CARGO_PKG_VERSION"),
+        "cargoTestFlags": ["--lib", "--bins"],
+        "lock": "cargo-vendor-dir",
+        "check": ["qemu_test", "util-linux"],
+        "program": "stackproof",
+    });
+    assert_eq!(given, wanted);
+    Ok(())
+}
+
+/// What builds images (mmdebstrap, apt, mke2fs) and newuidmap are the host's.
+fn wrapper() -> Result<(), Failed> {
+    let given = Tree::new().package("p.postInstall")?;
+    let words: Vec<_> = given.as_str().unwrap_or_default().split_whitespace().collect();
+    let [tools @ .., path] = words.as_slice() else { return Err("no wrapper".into()) };
+    assert_eq!(tools, ["wrapProgram", "$out/bin/stackproof", "--prefix", "PATH", ":"]);
+    assert!(path.ends_with("-qemu_test/bin") && !path.contains(':'), "{path}");
+    Ok(())
+}
+
+/// Whether a file of the tree says nothing to cargo. Those of images/ are parts of recipes.
+fn is_document(file: &str) -> bool {
+    file.ends_with(".md") && !file.starts_with("images/")
+}
+
+fn documents() -> Result<(), Failed> {
+    let tree = Tree::new();
+    let (before, _) = tree.instantiate()?;
+    for file in files(&tree.path("flake")).iter().filter(|file| is_document(file)) {
+        tree.append(file, "\n");
+    }
+    for file in ["flake.nix", "Makefile", "fixtures/nix-stub/flake.nix"] {
+        tree.append(file, "# changed\n");
+    }
+    fs::create_dir_all(tree.file(".github/workflows"))?;
+    fs::write(tree.file(".github/workflows/new.yml"), "on: push\n")?;
+    assert_eq!(tree.instantiate()?.0, before);
+
+    tree.append("src/main.rs", "// changed\n");
+    let (after, _) = tree.instantiate()?;
+    for kind in ["packages", "checks", "apps"] {
+        for (name, path) in after[kind].as_object().into_iter().flatten() {
+            assert_ne!(*path, before[kind][name], "{kind} {name} is not rebuilt");
+        }
+    }
+    Ok(())
+}
+
+fn source() -> Result<(), Failed> {
+    let tree = Tree::new();
+    let path = tree.package("p.src.outPath")?;
+    let path = path.as_str().unwrap_or_default().trim_start_matches('/');
+    let is_read = |file: &String| {
+        let top = ["Cargo.lock", "Cargo.toml", "build.rs", "rustfmt.toml"].contains(&file.as_str());
+        let below = ["examples", "fixtures", "images", "src", "tests", "vmtests", "xtask"];
+        let below = below.iter().any(|folder| file.starts_with(&format!("{folder}/")));
+        top || below && !is_document(file) && !file.starts_with("fixtures/nix-stub/")
+    };
+    let wanted: BTreeSet<_> = files(&tree.path("flake")).into_iter().filter(is_read).collect();
+    assert_eq!(files(&tree.path("store").join(path)), wanted);
+    Ok(())
+}
+
+/// Runs the app with programs of our own in the places of `stackproof` and `cargo`.
+fn vmtest() -> Result<(), Failed> {
+    let tree = Tree::new();
+    tree.instantiate()?;
+    let script = fs::read_to_string(tree.script("stackproof-vmtest")?)?;
+    let program = script.split_whitespace().find(|word| word.ends_with("/bin/stackproof"));
+    let ours = tree.path("stackproof").display().to_string();
+    let script = script.replace(program.ok_or("the app does not call stackproof")?, &ours);
+    fs::write(tree.path("app"), script)?;
+    for (code, calls) in [
+        (3, "stackproof images build probe-guest\n"),
+        (0, "stackproof images build probe-guest\ncargo xtask vmtest a b\n"),
+    ] {
+        for name in ["stackproof", "cargo"] {
+            let log = tree.path("log").display().to_string();
+            let text = format!("#!/bin/sh\necho {name} \"$@\" >> {log}\nexit {code}\n");
+            fs::write(tree.path(name), text)?;
+            fs::set_permissions(tree.path(name), fs::Permissions::from_mode(0o755))?;
+        }
+        fs::write(tree.path("log"), "")?;
+        let path = format!("{}:/usr/bin:/bin", tree.folder.path().display());
+        let mut app = Command::new("bash");
+        let status = app.arg(tree.path("app")).args(["a", "b"]).env("PATH", path).status()?;
+        assert_eq!(
+            (status.code(), fs::read_to_string(tree.path("log"))?),
+            (Some(code), calls.into())
+        );
+    }
+    Ok(())
+}
+
+fn shellcheck() -> Result<(), Failed> {
+    let tree = Tree::new();
+    tree.instantiate()?;
+    let scripts = [tree.script("stackproof-e2e")?, tree.script("stackproof-vmtest")?];
+    let out = Command::new("shellcheck").args(scripts).output()?;
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    Ok(())
 }

@@ -124,9 +124,10 @@ impl HostReport {
         self.needs.iter().filter(|n| n.scope <= scope && !n.is_met()).collect()
     }
 
-    /// How apt gets the packages that are missing. None where this is another system, or what is
-    /// missing comes in no package.
+    /// How apt gets the packages that are missing. None where this is another system, has no apt, or
+    /// what is missing comes in no package.
     pub fn install_plan(&self, scope: HostScope) -> Option<Plan> {
+        self.needs.iter().find(|n| n.name == "apt-get" && n.is_met())?;
         let in_package = |n: &&&Need| !matches!(n.state, NeedState::Refused { .. });
         let missing = self.missing(scope);
         let missing: Vec<&str> = missing.iter().filter(in_package).map(|n| n.package).collect();

@@ -11,6 +11,7 @@ mod dice;
 mod micro;
 mod node;
 mod registry;
+mod restores;
 
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;

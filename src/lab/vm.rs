@@ -37,7 +37,7 @@ const QUITS: Duration = Duration::from_secs(10);
 const LAST_EVENTS: Duration = Duration::from_secs(30);
 
 /// For a guest that is said to be lost to show that it lives, on the reference machine.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What [`Vm::start`] needs.

@@ -110,7 +110,7 @@ impl Cloud {
 /// (see [`crate::outbound`]).
 pub fn environment(proxy: &Secret) -> Secret {
     let proxy = proxy.reveal();
-    let unset_all = UNSET_ALL.trim_end();
+    let unset_all = UNSET_ALL.trim_end().replace('\n', "\n  ");
     Secret::new(format!(
         "# Written by stackproof. Sends this shell's plain HTTP into the lab's network, for as long as \
          the lab runs:\n\

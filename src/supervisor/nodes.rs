@@ -4,7 +4,7 @@
 use crate::engine::inventory::{Family, Node};
 use crate::engine::ssh;
 use crate::engine::transport::{Connector, Ssh, Stream};
-use crate::error::{Error, FailureCause, Result};
+use crate::error::{Error, FailureCause, Kind, Result};
 use crate::event::Events;
 use crate::lab::Lab;
 use crate::lab::checkpoint::{BLANK, SLIM};
@@ -34,6 +34,8 @@ const CLOCK_TIMEOUT: Duration = Duration::from_secs(20);
 /// One setting of it, with the look that follows.
 const SETTING_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOCK_INTERVAL: Duration = Duration::from_millis(200);
+/// A node that refuses this often in a row will not take it.
+const MOST_REFUSALS: u32 = 5;
 /// A clock that is still this near when its time is over goes to chrony: it steps it at once.
 const LEFT_TO_CHRONY: f64 = 30.0;
 /// To have a node switch seldom, on the reference machine.
@@ -187,8 +189,17 @@ pub async fn set_clocks(
     which: &[String],
     patience: &Patience,
 ) -> Result<Vec<String>> {
+    set_clocks_within(nodes, which, CLOCK_TIMEOUT, patience).await
+}
+
+async fn set_clocks_within(
+    nodes: &[Node],
+    which: &[String],
+    nominal: Duration,
+    patience: &Patience,
+) -> Result<Vec<String>> {
     let these: Vec<&Node> = nodes.iter().filter(|n| which.contains(&n.name)).collect();
-    let set = together(these.iter().map(|node| set_clock(node, patience))).await;
+    let set = together(these.iter().map(|node| set_clock(node, nominal, patience))).await;
     let mut left = Vec::new();
     for (node, set) in these.iter().zip(set) {
         if let Some(offset) = set? {
@@ -202,26 +213,38 @@ pub async fn set_clocks(
 
 /// Sets one clock over SSH, again and again until it is right. Says how far it is off where it is
 /// near enough for chrony when its time is over.
-async fn set_clock(node: &Node, patience: &Patience) -> Result<Option<ClockOffset>> {
-    let state = tokio::sync::Mutex::new((ClockAim::default(), None));
+async fn set_clock(
+    node: &Node,
+    nominal: Duration,
+    patience: &Patience,
+) -> Result<Option<ClockOffset>> {
+    let state = tokio::sync::Mutex::new((ClockAim::default(), None, 0));
     let what = format!("{} to set its clock", node.name);
     let quiet = Patience::new(patience.speed.clone(), Events::silent());
     let attempt = || async {
         let mut state = state.lock().await;
-        let (aim, last) = &mut *state;
+        let (aim, last, refusals) = &mut *state;
         // A command that hangs is given up, and another one sent.
         let set = quiet.within(&what, SETTING_TIMEOUT, &node.death, set_once(node, aim)).await;
         match set {
             Ok(None) => Poll::Ready(()),
             Ok(Some(offset)) => {
-                *last = Some(offset);
+                (*last, *refusals) = (Some(offset), 0);
                 Poll::NotYet(format!("its clock is {offset}"))
             }
             Err(e) if node.death.cause().is_some() => Poll::Failed(e),
+            // What the node itself refuses; all else is slow or out of reach.
+            Err(e) if e.kind() == Kind::Provision => {
+                *refusals += 1;
+                match *refusals == MOST_REFUSALS {
+                    true => Poll::Failed(e.while_doing(&what)),
+                    false => Poll::NotYet(e.to_string()),
+                }
+            }
             Err(e) => Poll::NotYet(e.to_string()),
         }
     };
-    let set = patience.until(&what, CLOCK_TIMEOUT, CLOCK_INTERVAL, &node.death, attempt).await;
+    let set = patience.until(&what, nominal, CLOCK_INTERVAL, &node.death, attempt).await;
     let last = state.into_inner().1;
     match (set, last) {
         (Ok(()), _) => Ok(None),
@@ -241,12 +264,14 @@ async fn set_once(node: &Node, aim: &mut ClockAim) -> Result<Option<ClockOffset>
     ran(node, ":".into()).await?;
     let target = aim.target();
     let (seconds, millis) = (target.as_secs(), target.subsec_millis());
-    ran(node, format!("date -u -s @{seconds}.{millis:03} >/dev/null")).await?;
+    // Busybox's knows no fractions of a second.
+    let set =
+        format!("{{ date -u -s @{seconds}.{millis:03} 2>/dev/null || date -u -s @{seconds}; }}");
+    ran(node, format!("{set} >/dev/null")).await?;
     let asked = since_epoch();
     let shown = ran(node, "date -u +%s".into()).await?;
     let shown = shown.trim().parse().map(Duration::from_secs);
     let shown = shown.map_err(|e| Error::lab("its clock shows no number").because(e))?;
-    // Busybox's has no fractions of a second.
     let within = (shown, shown + Duration::from_secs(1));
     Ok(aim.judge(asked, within, since_epoch()))
 }
@@ -255,7 +280,7 @@ async fn set_once(node: &Node, aim: &mut ClockAim) -> Result<Option<ClockOffset>
 async fn ran(node: &Node, script: String) -> Result<String> {
     let out = node.shell.script(format!("{{ {script}\n}}\n")).await?;
     if out.status != 0 {
-        let error = Error::lab(format!("{script} failed with status {}", out.status));
+        let error = Error::provision(format!("`{script}` failed with status {}", out.status));
         return Err(error.evidence(out.stderr_tail(5)));
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
@@ -434,6 +459,88 @@ esac
         let connect = connector(ours, at, &Speed::new(1.0), death);
         let e = connect().await.map(drop).unwrap_err();
         assert!(e.message().contains("QEMU of a was killed"), "{e}");
+    }
+
+    /// A `date` with a clock of its own, which `sets` knows how to set to `$now`.
+    fn date(sets: &str) -> String {
+        format!(
+            r#"
+real=$(/bin/date +%s) file={{}}/clock
+case $2 in
+-s) now=${{3#@}}; now=${{now%.*}}; {sets} ;;
+*) echo $((real + $(cat $file 2>/dev/null || echo -86400))) ;;
+esac
+"#
+        )
+    }
+
+    /// What came of setting the clock of a node with such a `date`, and what was said of it.
+    async fn clock_set(sets: &str, nominal: Duration) -> (Result<Vec<String>>, Vec<Event>) {
+        let root = root();
+        let folder = tempfile::tempdir().unwrap();
+        let script = date(sets).replace("{}", folder.path().to_str().unwrap());
+        root.fake("date", &script);
+        let node = Node::new("a", Family::Debian, Arc::new(root.shell.clone()));
+        let (events, mut seen) = Events::channel();
+        let patience = Patience::new(Speed::new(1.0), events);
+        let set = set_clocks_within(&[node], &["a".into()], nominal, &patience).await;
+        let mut all = Vec::new();
+        while let Ok(stamped) = seen.try_recv() {
+            all.push(stamped.event);
+        }
+        (set, all)
+    }
+
+    const LONG: Duration = Duration::from_secs(200);
+    const SET: &str = "echo $((now - $(/bin/date +%s))) >$file";
+
+    #[tokio::test]
+    async fn clock_set_late_once_is_set_again() {
+        // What was asked for is old when it is done, the first time.
+        let late = format!("[ -e $file.late ] || {{ : >$file.late; sleep 4; }}; {SET}");
+        let (set, events) = clock_set(&late, LONG).await;
+        assert_eq!(set.unwrap(), [] as [String; 0]);
+        assert!(!events.iter().any(is_warning), "{events:?}");
+    }
+
+    #[tokio::test]
+    async fn clock_without_fractions_of_a_second_is_set() {
+        let (set, _) = clock_set(&format!("[ $3 = @$now ] || exit 1; {SET}"), LONG).await;
+        assert_eq!(set.unwrap(), [] as [String; 0]);
+    }
+
+    #[tokio::test]
+    async fn clock_that_refuses_fails_before_its_deadline() {
+        let (set, _) = clock_set("echo 'not permitted' >&2; exit 1", LONG).await;
+        let e = set.unwrap_err();
+        assert_eq!((e.kind(), e.cause()), (Kind::Provision, None), "{e}");
+        assert_eq!(e.evidence_lines(), ["not permitted"]);
+    }
+
+    #[tokio::test]
+    async fn near_clock_is_left_to_chrony_and_a_far_one_is_an_error() {
+        // Both are over when their time is: long enough for one look on a busy machine.
+        let stuck =
+            async |off: i32| clock_set(&format!("echo {off} >$file"), Duration::from_secs(6)).await;
+        let ((near, events), (far, _)) = tokio::join!(stuck(-7), stuck(-700));
+        assert_eq!(near.unwrap(), ["a"]);
+        assert!(events.iter().any(is_warning));
+        let e = far.unwrap_err();
+        assert!(e.is_blameless(), "{e}");
+        assert!(e.evidence_lines().concat().contains(" s off"), "{e:?}");
+    }
+
+    #[tokio::test]
+    async fn clock_known_to_be_off_is_stepped_by_chrony() {
+        let root = root();
+        root.fake("chronyc", &chronyc("^* 10.0.0.1", 1));
+        root.fake("systemd-detect-virt", "echo none");
+        let node = Node::new("a", Family::Debian, Arc::new(root.shell.clone()));
+        let patience = Patience::new(Speed::new(1.0), Events::silent());
+        let mut resync = resync(&[node], &["a".into()], &patience);
+        while resync.0.join_next().await.is_some() {}
+        let told = std::fs::read_to_string(root.path("told")).unwrap();
+        assert!(told.ends_with("makestep\n"), "{told}");
     }
 
     #[tokio::test]

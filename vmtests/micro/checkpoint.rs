@@ -3,6 +3,7 @@
 use super::test;
 use crate::bench::{Bench, run};
 use crate::registry::Test;
+use crate::restores::restore_in_a_row;
 use stackproof::error::{Error, Result};
 use stackproof::lab::checkpoint::{After, Notes, Restored, SLIM};
 use stackproof::lab::{Lab, Node};
@@ -15,6 +16,7 @@ pub const TESTS: &[Test] = &[
         run(go_on())
     }),
     test("checkpoint::is_restored_twice_at_once_and_outlived_by_its_labs", 2, || run(twice())),
+    test("checkpoint::twenty_cold_restores_under_load", 1, || run(cold())),
 ];
 
 /// On one guest: lines with numbers, for as long as the connection lives.
@@ -133,6 +135,21 @@ async fn go_on() -> Result<()> {
     let shown: u64 = ask(&bench, &lab, a, "date +%s").await?.parse().expect("seconds");
     assert!(shown >= now, "{shown} is before {now}");
     lab.stop().await?;
+    bench.assert_nothing_left();
+    Ok(())
+}
+
+/// No agent sets the clock of this guest: it is set over SSH.
+async fn cold() -> Result<()> {
+    let bench = Bench::new().await?;
+    let into = bench.root().join("ready");
+    let mut lab = bench.start(&["a"]).await?;
+    let a = &lab.nodes()[0];
+    ask(&bench, &lab, a, "date -s '2020-01-01 00:00:00' >/dev/null").await?;
+    ask(&bench, &lab, a, SLIM).await?;
+    lab.checkpoint(&into, Notes::default(), After::StandStill, &bench.patience).await?;
+    drop(lab);
+    restore_in_a_row(&bench, &into, 20).await?;
     bench.assert_nothing_left();
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use crate::bench::{Bench, COMMAND, leg, run};
 use crate::registry::{self, Needs, Test};
+use crate::restores::restore_in_a_row;
 use stackproof::error::{Error, Result};
 use stackproof::lab::checkpoint::{After, Notes, SLIM};
 use stackproof::lab::spec::LabSpec;
@@ -20,6 +21,9 @@ pub const TESTS: &[Test] = &[Test {
     needs: Needs { guests: 1, memory: MEMORY, probe_guest: true, node_image: true },
     run: || run(wakes()),
 }];
+
+/// A nightly run asks for twenty (`STACKPROOF_RESTORES`).
+const COLD_RESTORES: u32 = 3;
 
 /// So much is read from its disk: only its cache holds it.
 const CACHED: u64 = 512 << 20;
@@ -83,6 +87,8 @@ async fn wakes() -> Result<()> {
     lab.checkpoint(&into, Notes::default(), After::StandStill, patience).await?;
     let saved = start.elapsed();
     drop(lab);
+    // With its agent, which is asked while the node's pages are still on the disk.
+    restore_in_a_row(&bench, &into, COLD_RESTORES).await?;
     let memory = into.join("a/memory").metadata().expect("it is there").blocks() * 512;
     assert!(memory <= slim, "{memory} bytes of {slim} resident");
 

@@ -56,12 +56,13 @@ impl Apt {
         apt.tool("apt-get").args(["-q", "update"]).run(|_| {}).await.map_err(|e| {
             let message =
                 format!("the mirror {} does not give the lists of {suite}", mirrors.archive);
-            let hint = match proxies.first() {
-                None => "is the mirror up? another can be given with --debian-mirror".into(),
-                Some(proxy) => format!(
-                    "are the mirror and the proxy of the host's apt up ({proxy})? another mirror can \
-                     be given with --debian-mirror"
-                ),
+            // Not named: its URL may hold a password.
+            let hint = match proxies.is_empty() {
+                true => "is the mirror up? another can be given with --debian-mirror",
+                false => {
+                    "are the mirror and the proxy of the host's apt up (`apt-config dump \
+                     Acquire::http::Proxy`)? another mirror can be given with --debian-mirror"
+                }
             };
             Error::image(message)
                 .because(e.to_string())

@@ -8,7 +8,7 @@ STACKPROOF = $(CARGO) run --quiet --release --bin stackproof --
 STACKPROOF_DEV = $(CARGO) run --quiet --bin stackproof --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-run fmt unit vmtest test compiled e2e bench
+.PHONY: help setup setup-run fmt lint unit vmtest test compiled e2e bench
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ setup-run:
 fmt: ## check the format and the lints
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --all-targets --workspace -- -D warnings
+
+lint: ## lint the workflows and the scripts of ci/, and test them
+	ci/lint-workflows
+	ci/test-scripts
 
 unit: ## the tests that need no guest
 	$(CARGO) xtask unit

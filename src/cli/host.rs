@@ -68,8 +68,10 @@ async fn check(work: &Work, json: bool) -> Result<()> {
         return Err(host::lacking(&report, HostScope::BuildImages));
     }
     if !report.missing(HostScope::BuildImages).is_empty() {
-        let steps = report.steps(HostScope::BuildImages).join("\n");
-        work.events.warning(format!("labs run here, and images cannot be built:\n{steps}"));
+        work.events.warning("labs run here, and images cannot be built");
+        for step in report.steps(HostScope::BuildImages) {
+            work.events.warning(step);
+        }
     }
     Ok(())
 }

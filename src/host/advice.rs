@@ -132,7 +132,9 @@ pub fn device_step(path: &Path, state: &DeviceState) -> Option<String> {
     let path = path.display();
     Some(match group {
         Some(group) => format!("{path}: sudo usermod -aG {group} $USER, then log in again"),
-        None => format!("{path}: give its group to your user"),
+        None => {
+            format!("{path}: sudo chgrp kvm {path} && sudo chmod 0660 {path}, and join the group")
+        }
     })
 }
 

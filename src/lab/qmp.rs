@@ -82,16 +82,17 @@ impl Qmp {
     ) -> Result<Qmp> {
         let (read, mut write) = tokio::io::split(stream);
         let mut lines = Lines(BufReader::new(read));
-        let greeting = patience.within("QEMU's greeting", ANSWER, death, async {
-            let message = match lines.next().await {
-                Next::Message(message) => message,
-                Next::End(why) => return Err(ended(&why, death.clone()).await),
-            };
-            serde_json::from_value::<qapi_qmp::QapiCapabilities>(message.clone()).map_err(|_| {
-                Error::lab(format!("this is no QMP greeting: {}", shortened(&message.to_string())))
-            })
-        });
-        let qemu = greeting.await?.QMP.version.qemu;
+        let first = async { Ok(lines.next().await) };
+        let greeting = match patience.within("QEMU's greeting", ANSWER, death, first).await? {
+            Next::Message(message) => message,
+            Next::End(why) => return Err(ended(&why, death.clone()).await),
+        };
+        let greeting: qapi_qmp::QapiCapabilities = serde_json::from_value(greeting.clone())
+            .map_err(|_| {
+                let greeting = shortened(&greeting.to_string());
+                Error::lab(format!("this is no QMP greeting: {greeting}"))
+            })?;
+        let qemu = greeting.QMP.version.qemu;
         let number = |n: i64| u32::try_from(n).unwrap_or(0);
         let version = (number(qemu.major), number(qemu.minor), number(qemu.micro));
 
@@ -159,8 +160,14 @@ impl Qmp {
         // A writer that is gone is told by the reader.
         let _ = self.0.to_writer.send(line);
         let what = format!("QEMU's answer to `{name}`");
-        let answer = self.0.patience.within(&what, nominal, &self.0.death, self.0.answer(slip));
-        answer.await?.map_err(|why| Error::lab(format!("QEMU refused `{name}`: {why}")))
+        let answer = async { Ok(self.0.answer(slip).await) };
+        match self.0.patience.within(&what, nominal, &self.0.death, answer).await? {
+            Some(answer) => {
+                answer.map_err(|why| Error::lab(format!("QEMU refused `{name}`: {why}")))
+            }
+            // Outside of the deadline: the answer will not come, and the cause may take its time.
+            None => Err(self.0.ended().await),
+        }
     }
 
     /// Every event from now on. Ends with the session.
@@ -200,12 +207,15 @@ impl Shared {
         Slip { shared: self, id, answer }
     }
 
-    async fn answer(&self, mut slip: Slip<'_>) -> Result<Answer> {
-        if let Ok(answer) = (&mut slip.answer).await {
-            return Ok(answer);
-        }
+    /// None where the session has ended.
+    async fn answer(&self, mut slip: Slip<'_>) -> Option<Answer> {
+        (&mut slip.answer).await.ok()
+    }
+
+    /// Why no answer comes any more.
+    async fn ended(&self) -> Error {
         let why = self.state().ended.clone().unwrap_or_else(|| "it was dropped".into());
-        Err(ended(&why, self.death.clone()).await)
+        ended(&why, self.death.clone()).await
     }
 
     fn deliver(&self, message: Value) {

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 /// From QEMU's start until it has connected to us: disks are opened, memory is mapped.
@@ -124,7 +124,7 @@ impl Vm {
         let life = Arc::new(life);
         let stopping = Arc::new(AtomicBool::new(false));
         let (resets_to, resets) = watch::channel(0);
-        let (events_to, events) = mpsc::unbounded_channel();
+        let (subscription_to, subscription) = oneshot::channel();
         let watch = Watch {
             name: name.clone(),
             life: Arc::clone(&life),
@@ -133,7 +133,7 @@ impl Vm {
             stopping: Arc::clone(&stopping),
             resets: resets_to,
         };
-        guard.spawn(watch.run(process.exit(), events));
+        guard.spawn(watch.run(process.exit(), subscription));
 
         // QEMU connects in the order of its arguments: monitor, then console.
         let what = format!("QEMU of {name} to start");
@@ -167,15 +167,8 @@ impl Vm {
         let qmp = Qmp::negotiate(monitor, patience, &death)
             .await
             .map_err(|e| e.while_doing(format!("{name}'s monitor")).evidence(tail(&log, 10)))?;
-        // Forwarded rather than handed over: the exit is watched from before the monitor is there.
-        let mut subscription = qmp.subscribe();
-        guard.spawn(async move {
-            while let Some(event) = subscription.recv().await {
-                if events_to.send(event).is_err() {
-                    break;
-                }
-            }
-        });
+        // The watcher has gone where QEMU has: its exit is watched from before the monitor is there.
+        let _ = subscription_to.send(qmp.subscribe());
         let (memory, patience) = (config.machine.memory, patience.clone());
         Ok(Vm {
             name,
@@ -477,10 +470,16 @@ impl Watch {
     async fn run(
         self,
         exit: impl Future<Output = ExitStatus> + Send,
-        mut events: mpsc::UnboundedReceiver<Event>,
+        subscription: oneshot::Receiver<mpsc::UnboundedReceiver<Event>>,
     ) {
         let mut powered_off = false;
         tokio::pin!(exit);
+        let mut events = tokio::select! {
+            biased;
+            Ok(events) = subscription => events,
+            // Before its monitor was there: no event can come.
+            status = &mut exit => return self.life.ends(self.cause(status, powered_off)),
+        };
         let status = loop {
             tokio::select! {
                 biased;
@@ -488,7 +487,7 @@ impl Watch {
                 status = &mut exit => break status,
             }
         };
-        // Its last words may still be on their way. The forwarder ends with the monitor.
+        // Its last words may still be on their way. They end with the monitor.
         let rest = async {
             while let Some(event) = events.recv().await {
                 self.note(&event, &mut powered_off);

@@ -114,6 +114,7 @@ impl Vm {
         let (life, death) = Life::new();
         let life = Arc::new(life);
         let stopping = Arc::new(AtomicBool::new(false));
+        let monitored = Arc::new(AtomicBool::new(false));
         let (resets_to, resets) = watch::channel(0);
         let (events_to, events) = mpsc::unbounded_channel();
         let watch = Watch {
@@ -123,6 +124,7 @@ impl Vm {
             redactor: config.redactor.clone(),
             stopping: Arc::clone(&stopping),
             resets: resets_to,
+            monitored: Arc::clone(&monitored),
         };
         guard.spawn(watch.run(process.exit(), events));
 
@@ -147,6 +149,7 @@ impl Vm {
             .map_err(|e| e.while_doing(format!("{name}'s monitor")).evidence(tail(&log, 10)))?;
         // Forwarded rather than handed over: the exit is watched from before the monitor is there.
         let mut subscription = qmp.subscribe();
+        monitored.store(true, Ordering::Relaxed);
         guard.spawn(async move {
             while let Some(event) = subscription.recv().await {
                 if events_to.send(event).is_err() {
@@ -377,6 +380,8 @@ struct Watch {
     redactor: Redactor,
     stopping: Arc<AtomicBool>,
     resets: watch::Sender<u64>,
+    /// Events come from the monitor, and end with it.
+    monitored: Arc<AtomicBool>,
 }
 
 impl Watch {
@@ -394,13 +399,15 @@ impl Watch {
                 status = &mut exit => break status,
             }
         };
-        // Its last words may still be on their way. The forwarder ends with the monitor.
-        let rest = async {
-            while let Some(event) = events.recv().await {
-                self.note(&event, &mut powered_off);
-            }
-        };
-        let _ = tokio::time::timeout(LAST_EVENTS, rest).await;
+        if self.monitored.load(Ordering::Relaxed) {
+            // Its last words may still be on their way. The forwarder ends with the monitor.
+            let rest = async {
+                while let Some(event) = events.recv().await {
+                    self.note(&event, &mut powered_off);
+                }
+            };
+            let _ = tokio::time::timeout(LAST_EVENTS, rest).await;
+        }
         self.life.ends(self.cause(status, powered_off));
     }
 

@@ -19,14 +19,14 @@ const COUNT: &str = "STACKPROOF_RESTORES";
 /// A clock that was set may still be off by so much, and shows whole seconds.
 const OFF_AT_MOST: Duration = Duration::from_secs(3);
 
-/// Threads that keep every processor busy, twice, until dropped.
+/// Threads that keep every processor busy until dropped: guests and tests get the half of it.
 struct Burner(Arc<AtomicBool>);
 
 impl Burner {
     fn start() -> Burner {
         let stop = Arc::new(AtomicBool::new(false));
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
-        for _ in 0..2 * processors {
+        for _ in 0..processors {
             let stop = stop.clone();
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
@@ -86,10 +86,9 @@ async fn right_clocks(bench: &Bench, lab: &Lab) -> Result<()> {
     if !left.is_empty() {
         return Err(Error::lab(format!("the clocks of {left:?} were left to chrony")));
     }
-    for node in lab.nodes() {
-        let ssh = bench.ssh(lab, node)?;
+    for (node, reached) in lab.nodes().iter().zip(&reached) {
         let before = since_epoch();
-        let shown = bench.ask(&ssh, node, "date -u +%s").await?;
+        let shown = bench.ask(reached.shell.as_ref(), node, "date -u +%s").await?;
         let shown = Duration::from_secs(shown.parse().expect("seconds"));
         let after = since_epoch();
         if shown + OFF_AT_MOST < before || shown > after + OFF_AT_MOST {

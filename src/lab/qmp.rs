@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long a machine's death may trail the end of its monitor.
-const DEATH_AFTER_EOF: Duration = Duration::from_secs(30);
+const DEATH_AFTER_EOF: Duration = Duration::from_secs(5);
 
 /// No message of QEMU's comes near this many bytes: more is not QMP.
 const LONGEST: usize = 16 << 20;

@@ -283,7 +283,6 @@ fn a_write_that_the_hosts_disk_did_not_take_ends_the_machine_with_the_reason_and
             redactor: Redactor::default(),
             stopping: Arc::default(),
             resets: watch::channel(0).0,
-            monitored: Arc::default(),
         };
         // As QEMU 10.0 sends it.
         let event = serde_json::json!({

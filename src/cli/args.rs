@@ -214,6 +214,19 @@ pub enum Images {
         #[arg(value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Remove images that nothing names any more, used longest ago first
+    ///
+    /// These keep an image: a manifest (the pinned file; the build of a recipe as it stands), the
+    /// disks of runs, cached stages and checkpoints in the store, and a running lab. A checkpoint
+    /// in a folder of your own keeps none. Partial downloads stay for seven days.
+    Gc {
+        /// Stop when all images together take at most SIZE [default: remove all that nothing names]
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        max: Option<u64>,
+        /// Show what would be removed, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Read the header of an image and say whether it is safe to boot
     Inspect {
         /// A name from `stackproof images list`, or a file

@@ -1,5 +1,7 @@
 //! `stackproof images`: what is known, what is in the store, and how it gets there.
 
+mod gc;
+
 use super::args::Images;
 use super::root::Root;
 use super::session::{Session, Work};
@@ -34,7 +36,8 @@ async fn act(work: Work, verb: Images) -> Result<String> {
     let store = match verb {
         // What only looks makes no store: the home may be read-only, or missing.
         Images::List | Images::Inspect { .. } | Images::Verify { .. } => work.store_to_read(),
-        Images::Export { .. } => work.store_to_read(),
+        // What killed builds left is listed with the rest: opening the store would remove it.
+        Images::Export { .. } | Images::Gc { .. } => work.store_to_read(),
         Images::Fetch { .. } | Images::Build { .. } | Images::Import { .. } => work.store()?,
     };
     match verb {
@@ -81,6 +84,7 @@ async fn act(work: Work, verb: Images) -> Result<String> {
             }
             outcomes.end()
         }
+        Images::Gc { max, dry_run } => gc::collect(&work, &manifests, &store, max, dry_run),
         Images::Verify { names } => verify(&work, &manifests, &store, &names).await,
         Images::Inspect { image, json } => {
             let path = locate(&work, &manifests, &store, &image)?;

@@ -227,10 +227,10 @@ impl Vm {
     pub fn evidence(&self) -> Vec<String> {
         let mut lines = self.console.last(15);
         // A panic's own line is followed by a screen of registers.
-        if let Some(trouble) = self.console.trouble() {
-            if !lines.iter().any(|line| line.contains(&trouble.line)) {
-                lines.insert(0, trouble.to_string());
-            }
+        if let Some(trouble) = self.console.trouble()
+            && !lines.iter().any(|line| line.contains(&trouble.line))
+        {
+            lines.insert(0, trouble.to_string());
         }
         lines.extend(tail(&self.log, 5));
         lines

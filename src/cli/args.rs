@@ -214,6 +214,24 @@ pub enum Images {
         #[arg(value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Compare pinned images with the checksum files of their publishers
+    ///
+    /// Prints `current`, `changed` (another digest is published under the same name) or `gone` (the
+    /// server has removed the image) for each, and exits 4 unless all are current.
+    Check {
+        /// Names from `stackproof images list`
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Write the newest build of a pinned image into its manifest: address, digest and size
+    ///
+    /// Only in a source tree (the current folder or --root). The publisher's checksum file decides
+    /// the digest; its signature is not checked.
+    Update {
+        /// A name from `stackproof images list`
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
     /// Remove images that nothing names any more, used longest ago first
     ///
     /// These keep an image: a manifest (the pinned file; the build of a recipe as it stands), the

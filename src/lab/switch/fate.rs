@@ -6,7 +6,7 @@
 //! the places `8n` to `8n + 4`. The key is made of the seed, FNV-1a of the name, and the direction.
 //! All of it is integers: the same on every machine, for ever.
 
-use super::fault::{Direction, Fault};
+use super::impairment::{Direction, Impairment};
 use std::time::Duration;
 
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -54,7 +54,7 @@ impl Fates {
     }
 
     /// The fate of frame `n`, counted from 0 since the fault was set.
-    pub fn of(&self, n: u64, fault: &Fault) -> Fate {
+    pub fn of(&self, n: u64, fault: &Impairment) -> Fate {
         let draw = |which| self.draw(n, which);
         let jitter = (fault.jitter.as_nanos() * u128::from(draw(Draw::Jitter))) >> 64;
         let reordered = fault.reorder.hits(draw(Draw::Reorder));
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
     }
 
-    fn every() -> Fault {
+    fn every() -> Impairment {
         "loss=20% latency=1ms jitter=10ms duplicate=30% reorder=10%".parse().unwrap()
     }
 
@@ -153,12 +153,12 @@ mod tests {
         const FRAMES: u64 = 100_000;
         for (seed, billionths) in [(0, 1_000_000), (1, 50_000_000), (2, 300_000_000)] {
             let p = Probability::from_billionths(billionths);
-            let fault = Fault {
+            let fault = Impairment {
                 loss: p,
                 duplicate: p,
                 reorder: p,
                 jitter: Duration::from_millis(8),
-                ..Fault::default()
+                ..Impairment::default()
             };
             let fates = Fates::new(seed, "node/net", Direction::To);
             let all: Vec<Fate> = (0..FRAMES).map(|n| fates.of(n, &fault)).collect();

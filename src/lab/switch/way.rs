@@ -3,7 +3,7 @@
 //! Mostly frames come in runs between the same two machines and nothing is special about them:
 //! then a whole run goes on in one piece, uncopied, under one lock of the receiver's queue.
 
-use super::fault::Direction;
+use super::impairment::Direction;
 use super::lane::Verdict;
 use super::port::PortCore;
 use super::table::{Tap, View};

@@ -4,7 +4,7 @@ use super::*;
 use crate::lab::switch::fate::Fates;
 use std::collections::HashSet;
 
-fn fault(text: &str) -> Option<Fault> {
+fn fault(text: &str) -> Option<Impairment> {
     Some(text.parse().unwrap())
 }
 

@@ -5,7 +5,7 @@ use super::capture::Spool;
 use super::impairment::{Direction, Impairment};
 use super::lane::{Lane, Lanes};
 use super::port::PortCore;
-use crate::lab::wire::Mac;
+use crate::lab::mac::Mac;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -7,9 +7,10 @@ use crate::cloud::network::{Net, Port};
 use crate::cloud::proof::console;
 use crate::cloud::proof::context::{Context, InstancePort, fill, known, unless_refused};
 use crate::cloud::proof::story::Finding;
-use crate::cloud::proof::vxlan::{self, Watch};
+use crate::cloud::proof::vxlan::Watch;
 use crate::cloud::session::Session;
 use crate::error::Result;
+use crate::lab::mac::Mac;
 use crate::wait::Poll;
 use serde_json::json;
 use tokio::sync::SetOnce;
@@ -77,8 +78,9 @@ pub async fn port_active(c: &Context) -> Result<Finding> {
         .await?;
     let address = port.fixed_ips[0].ip_address;
     let host = port.host.as_deref().unwrap_or_default();
-    let mac = vxlan::mac(&port.mac_address)
-        .ok_or_else(|| wrong(format!("`{}` is no hardware address", port.mac_address)))?;
+    let mac: Mac = port.mac_address.parse().map_err(|expected| {
+        wrong(format!("`{}` is not a hardware address: {expected}", port.mac_address))
+    })?;
     let network = known(&c.network, "the network")?;
     let vni = network.segment.ok_or_else(|| wrong("`intnet` has no segmentation id"))?;
     // From here on, so that DHCP and metadata are counted too. Which host has it in the end is judged

@@ -75,8 +75,7 @@ pub async fn floating_ip(c: &Context) -> Result<Finding> {
         }
     });
     let (mac, ()) = tokio::try_join!(neighbour, active)?;
-    let mac: Vec<_> = mac.iter().map(|b| format!("{b:02x}")).collect();
-    pass(format!("{address} for {}; the router ({}) owns it", port.address, mac.join(":")))
+    pass(format!("{address} for {}; the router ({mac}) owns it", port.address))
 }
 
 pub async fn silence_without_rules(c: &Context) -> Result<Finding> {

@@ -290,8 +290,7 @@ impl Store {
 
     /// Bytes free for this user where the store is.
     pub fn free_bytes(&self) -> io::Result<u64> {
-        let v = rustix::fs::statvfs(&self.root)?;
-        Ok(v.f_bavail.saturating_mul(v.f_frsize))
+        crate::fsutil::free_bytes(&self.root)
     }
 
     /// Removes what `policy` does not name, used longest ago first, until at most its bound

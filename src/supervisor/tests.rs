@@ -16,6 +16,8 @@ use crate::lab::outside::Leg;
 use crate::lab::switch::Switch;
 use crate::secret::Redactor;
 use crate::wait::{Patience, Speed};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -464,7 +466,7 @@ async fn through(proxy: &Proxy, head: &str, body: &[u8]) -> String {
 fn password(proxy: &Proxy) -> String {
     let url = proxy.url.reveal();
     let given = url.strip_prefix("http://").unwrap().split('@').next().unwrap();
-    format!("Proxy-Authorization: Basic {}\r\n", super::proxy::base64(given.as_bytes()))
+    format!("Proxy-Authorization: Basic {}\r\n", BASE64_STANDARD.encode(given))
 }
 
 #[tokio::test]

@@ -67,12 +67,12 @@ impl Fates {
     }
 
     fn draw(&self, n: u64, which: Draw) -> u64 {
-        place(self.key, n.wrapping_mul(PLACES).wrapping_add(which as u64))
+        splitmix64(self.key, n.wrapping_mul(PLACES).wrapping_add(which as u64))
     }
 }
 
 /// Number `i` (from 0) of the sequence of splitmix64 seeded with `key`.
-fn place(key: u64, i: u64) -> u64 {
+pub fn splitmix64(key: u64, i: u64) -> u64 {
     mix(key.wrapping_add(GAMMA.wrapping_mul(i.wrapping_add(1))))
 }
 
@@ -105,7 +105,7 @@ mod tests {
             16_408_922_859_458_223_821,
         ];
         for (i, value) in (0..).zip(published) {
-            assert_eq!(place(1_234_567, i), value);
+            assert_eq!(splitmix64(1_234_567, i), value);
         }
         assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);

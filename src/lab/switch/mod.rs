@@ -29,6 +29,7 @@ mod way;
 
 pub use capture::{Capture, Captured};
 pub use counters::{Counters, FaultCounters};
+pub use fate::splitmix64;
 pub use impairment::{Direction, Impairment, Probability, parse_delay, parse_rate};
 
 use crate::wait::Death;

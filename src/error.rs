@@ -252,9 +252,22 @@ where
     }
 }
 
+/// The last `count` lines of a text that are not blank, for an error's evidence.
+pub fn last_lines(text: &str, count: usize) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
+    lines[lines.len().saturating_sub(count)..].iter().map(|l| (*l).to_owned()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_lines_are_not_blank() {
+        assert_eq!(last_lines("a\n\nb  \n \nc\n\n", 2), ["b", "c"]);
+        assert_eq!(last_lines("a", 2), ["a"]);
+        assert!(last_lines(" \n", 2).is_empty());
+    }
 
     #[test]
     fn exit_codes_are_distinct_and_never_zero() {

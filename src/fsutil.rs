@@ -305,6 +305,12 @@ pub fn read_text(path: &Path, kind: Kind) -> Result<String> {
     }
 }
 
+/// Bytes free for this user where `path` is.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

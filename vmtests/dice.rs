@@ -1,10 +1,14 @@
 //! The moments at which tests strike. Shared with `tests/cli.rs`.
 
 use rustix::process::Signal;
+use stackproof::lab::switch::splitmix64;
 use std::time::Duration;
 
 /// Draws that a printed seed repeats (`STACKPROOF_SEED=N`): splitmix64.
-pub struct Dice(u64);
+pub struct Dice {
+    seed: u64,
+    drawn: u64,
+}
 
 impl Dice {
     pub fn new() -> Dice {
@@ -14,16 +18,14 @@ impl Dice {
             RandomState::new().hash_one(0)
         });
         eprintln!("STACKPROOF_SEED={seed}");
-        Dice(seed)
+        Dice { seed, drawn: 0 }
     }
 
     /// Anywhere between nothing and `most`.
     pub fn moment(&mut self, most: Duration) -> Duration {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        most.mul_f64(((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64)
+        let draw = splitmix64(self.seed, self.drawn);
+        self.drawn += 1;
+        most.mul_f64((draw >> 11) as f64 / (1u64 << 53) as f64)
     }
 }
 

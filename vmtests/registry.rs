@@ -2,6 +2,7 @@
 
 use stackproof::error::Error;
 use stackproof::event::Events;
+use stackproof::host::Memory;
 use stackproof::images::build::{Builder, Built};
 use stackproof::images::manifest::Manifest;
 use stackproof::images::store::Store;
@@ -147,7 +148,6 @@ fn on_path(tool: &str) -> bool {
 }
 
 fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? / 1024)
+    // In MiB.
+    Some(Memory::look(Path::new("/")).ok()?.available >> 20)
 }

@@ -214,6 +214,37 @@ pub enum Images {
         #[arg(value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Compare pinned images with the checksum files of their publishers
+    ///
+    /// Prints `current`, `changed` (another digest is published under the same name) or `gone` (the
+    /// server has removed the image) for each, and exits 4 unless all are current.
+    Check {
+        /// Names from `stackproof images list`
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Write the newest build of a pinned image into its manifest: address, digest and size
+    ///
+    /// Only in a source tree (the current folder or --root). The publisher's checksum file decides
+    /// the digest; its signature is not checked.
+    Update {
+        /// A name from `stackproof images list`
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Remove images that nothing names any more, used longest ago first
+    ///
+    /// These keep an image: a manifest (the pinned file; the build of a recipe as it stands), the
+    /// disks of runs, cached stages and checkpoints in the store, and a running lab. A checkpoint
+    /// in a folder of your own keeps none. Partial downloads stay for seven days.
+    Gc {
+        /// Stop when all images together take at most SIZE [default: remove all that nothing names]
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        max: Option<u64>,
+        /// Show what would be removed, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Read the header of an image and say whether it is safe to boot
     Inspect {
         /// A name from `stackproof images list`, or a file

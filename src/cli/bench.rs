@@ -17,6 +17,7 @@ use super::table::Table;
 use super::{finish, print, print_error, write};
 use crate::cloud::awake::FIRST_TOKEN;
 use crate::error::{Context, Kind, Result};
+use crate::host::meminfo;
 use crate::images::digest::{self, Algorithm};
 use crate::lab::accel::{Accel, Trust};
 use crate::lab::hypervisor::Hypervisor;
@@ -294,11 +295,11 @@ fn machine(accelerator: Option<String>) -> Machine {
         let out = Command::new(program).arg(argument).output().ok()?;
         Some(String::from_utf8_lossy(&out.stdout).lines().next()?.to_owned())
     };
-    let total = line("/proc/meminfo", "MemTotal:");
+    let memory = meminfo(Path::new("/"), "MemTotal").unwrap_or(0);
     Machine {
         cpu: line("/proc/cpuinfo", "model name"),
         cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
-        memory_mib: total.trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) / 1024,
+        memory_mib: memory >> 20,
         kernel: line("/proc/sys/kernel/osrelease", ""),
         qemu: first_line("qemu-system-x86_64", "--version"),
         openssl: first_line("openssl", "version"),

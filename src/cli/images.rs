@@ -1,5 +1,8 @@
 //! `stackproof images`: what is known, what is in the store, and how it gets there.
 
+mod gc;
+mod pins;
+
 use super::args::Images;
 use super::root::Root;
 use super::session::{Session, Work};
@@ -9,6 +12,7 @@ use super::{finish, print};
 use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::host::HostScope;
 use crate::images::build::{Builder, Built};
+use crate::images::fetch::Options;
 use crate::images::inspect::{Inspection, inspect};
 use crate::images::manifest::{Kind, Manifest, Manifests, load_dir};
 use crate::images::store::Store;
@@ -34,7 +38,9 @@ async fn act(work: Work, verb: Images) -> Result<String> {
     let store = match verb {
         // What only looks makes no store: the home may be read-only, or missing.
         Images::List | Images::Inspect { .. } | Images::Verify { .. } => work.store_to_read(),
-        Images::Export { .. } => work.store_to_read(),
+        // What killed builds left is listed with the rest: opening the store would remove it.
+        Images::Export { .. } | Images::Gc { .. } => work.store_to_read(),
+        Images::Check { .. } | Images::Update { .. } => work.store_to_read(),
         Images::Fetch { .. } | Images::Build { .. } | Images::Import { .. } => work.store()?,
     };
     match verb {
@@ -81,6 +87,9 @@ async fn act(work: Work, verb: Images) -> Result<String> {
             }
             outcomes.end()
         }
+        Images::Check { names } => pins::check(&work, &manifests, &names).await,
+        Images::Update { name } => pins::update(&work, &root, manifests.get(&name)?).await,
+        Images::Gc { max, dry_run } => gc::collect(&work, &manifests, &store, max, dry_run),
         Images::Verify { names } => verify(&work, &manifests, &store, &names).await,
         Images::Inspect { image, json } => {
             let path = locate(&work, &manifests, &store, &image)?;
@@ -95,9 +104,12 @@ async fn act(work: Work, verb: Images) -> Result<String> {
 }
 
 pub async fn fetch(work: &Work, store: &Store, manifest: &Manifest) -> Result<PathBuf> {
+    crate::images::fetch::fetch(store, manifest, &fetch_options(work)?, &work.patience()).await
+}
+
+fn fetch_options(work: &Work) -> Result<Options> {
     let (proxies, roots) = (work.env.outbound.proxies()?, work.env.outbound.roots().clone());
-    let options = crate::images::fetch::Options { proxies, roots, ..Default::default() };
-    crate::images::fetch::fetch(store, manifest, &options, &work.patience()).await
+    Ok(Options { proxies, roots, ..Default::default() })
 }
 
 /// Builds a recipe, if it is not in the store as it stands. The tools for it are installed where they

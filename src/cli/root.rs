@@ -36,6 +36,11 @@ impl Root {
         Ok(Root { folder: folder.path().to_owned(), _unpacked: Some(folder) })
     }
 
+    /// Whether the files are copies of those inside the program.
+    pub fn is_embedded(&self) -> bool {
+        self._unpacked.is_some()
+    }
+
     pub fn images(&self) -> PathBuf {
         self.folder.join("images")
     }

@@ -7,7 +7,7 @@ use super::observe::{Sight, observe};
 use super::plan::{Order, Plan, Step};
 use super::resource::{Resource, Script, Verdict};
 use super::ssh;
-use crate::error::{Error, FailureCause, Kind, Result};
+use crate::error::{Error, FailureCause, Kind, Result, last_lines};
 use crate::wait::{Death, Patience, Poll};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -235,7 +235,7 @@ impl Engine {
         match self.patience.within(&what, ROUND_TRIP, &node.death, ask).await {
             Ok(pieces) => pieces
                 .iter()
-                .flat_map(|p| super::transport::tail(&p.text(), 40))
+                .flat_map(|p| last_lines(&p.text(), 40))
                 .map(|l| self.journal.redactor().clean(&l))
                 .collect(),
             Err(_) => Vec::new(),

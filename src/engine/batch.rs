@@ -7,8 +7,8 @@
 
 use super::quote;
 use super::resource::Script;
-use super::transport::{Output, Shell, tail};
-use crate::error::{Context, Error, Kind, Result};
+use super::transport::{Output, Shell};
+use crate::error::{Context, Error, Kind, Result, last_lines};
 use crate::secret::Secret;
 use std::fmt::Write;
 
@@ -25,7 +25,7 @@ impl Piece {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
     pub fn stderr_tail(&self, lines: usize) -> Vec<String> {
-        tail(&String::from_utf8_lossy(&self.stderr), lines)
+        last_lines(&String::from_utf8_lossy(&self.stderr), lines)
     }
 }
 
@@ -128,7 +128,7 @@ fn cut(token: &str, count: usize, output: &Output, on_failure: OnFailure) -> Res
     let broken = || {
         Error::provision(format!("the node's shell ended early (status {})", output.status))
             .evidence(
-                tail(&String::from_utf8_lossy(&output.stderr), 8)
+                last_lines(&String::from_utf8_lossy(&output.stderr), 8)
                     .into_iter()
                     .filter(|l| !l.contains(token)),
             )

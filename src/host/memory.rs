@@ -19,26 +19,27 @@ pub struct Memory {
 impl Memory {
     /// `root` is `/`, or a test's.
     pub fn look(root: &Path) -> Result<Memory> {
-        let file = root.join("proc/meminfo");
-        let text = std::fs::read_to_string(&file).map_err(|e| {
-            Error::host("cannot read the memory available").at(&file, None).because(e)
-        })?;
-        let field = |name: &str| {
-            let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
-            let kib = line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?;
-            Some(kib.saturating_mul(1024))
-        };
-        let missing = |name: &str| Error::host(format!("no {name}")).at(&file, None);
-        let mut memory = Memory {
-            total: field("MemTotal").ok_or_else(|| missing("MemTotal"))?,
-            available: field("MemAvailable").ok_or_else(|| missing("MemAvailable"))?,
-        };
+        let mut memory =
+            Memory { total: meminfo(root, "MemTotal")?, available: meminfo(root, "MemAvailable")? };
         for group in groups(root) {
             memory.total = memory.total.min(group.limit);
             memory.available = memory.available.min(group.room());
         }
         Ok(memory)
     }
+}
+
+/// A field of /proc/meminfo, in bytes. `root` is `/`, or a test's.
+pub fn meminfo(root: &Path, name: &str) -> Result<u64> {
+    let file = root.join("proc/meminfo");
+    let text = std::fs::read_to_string(&file)
+        .map_err(|e| Error::host("cannot read the memory available").at(&file, None).because(e))?;
+    let field = || {
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
+        let kib = line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?;
+        Some(kib.saturating_mul(1024))
+    };
+    field().ok_or_else(|| Error::host(format!("no {name}")).at(&file, None))
 }
 
 /// A control group with a limit.

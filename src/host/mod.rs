@@ -14,7 +14,7 @@ pub mod tool;
 pub mod version;
 
 pub use apt_config::Mirrors;
-pub use memory::Memory;
+pub use memory::{Memory, meminfo};
 pub use report::{Device, DeviceState, HostReport, HostScope, Need, NeedState, inspect};
 
 use crate::error::{Error, Result};

@@ -301,8 +301,7 @@ fn group_of(path: &Path) -> Option<String> {
 /// Of the folder, or of the nearest one above it that is there.
 fn free(folder: &Path) -> Option<u64> {
     let there = folder.ancestors().find(|p| p.exists())?;
-    let stat = rustix::fs::statvfs(there).ok()?;
-    Some(stat.f_bavail * stat.f_frsize)
+    crate::fsutil::free_bytes(there).ok()
 }
 
 /// A host that has everything, for tests.

@@ -5,12 +5,20 @@
 //! What lands has the digest of the manifest and is the image it claims to be; nothing else
 //! does.
 //!
-//! ureq blocks, so the work is done by a thread of its own. It is no thread of the runtime: a
-//! runtime that ends waits for those, and a name that takes long to resolve must not hold up
-//! Ctrl-C. When the future is dropped, the thread's sockets are shut down and it ends at once.
+//! ureq blocks, so a thread outside the runtime does the work: a runtime that ends waits for its own
+//! threads, and a name that takes long to resolve must not hold up Ctrl-C. When the future is
+//! dropped, the thread's sockets are shut down and it ends at once.
+//!
+//! [`Publisher`] reads what is beside an image: checksum files and indexes.
 
+mod publisher;
+mod request;
 mod resume;
+#[cfg(test)]
+pub(super) mod server;
 mod url;
+
+pub use publisher::{PublishedFile, Publisher};
 
 use super::digest::Digest;
 use super::inspect::{self, Looks};
@@ -18,8 +26,9 @@ use super::manifest::{Format, Manifest, Pin};
 use super::store::{Begin, BlobWriter, Store};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Events, Unit};
-use crate::outbound::{self, ProxySettings, ProxyUrl, RootSource};
+use crate::outbound::{ProxySettings, RootSource};
 use crate::wait::Patience;
+use request::Requests;
 use resume::{ContentRange, Origin};
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -27,7 +36,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use ureq::http::{Response, StatusCode, header};
-use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 /// Read and written at once.
@@ -96,10 +104,8 @@ pub async fn fetch(
         Begin::Present(path) => return Ok(path),
         Begin::Write(writer) => writer,
     };
-    let agent = agent(options, pin)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    // Dropped at the end of this function, or with it.
-    let _cancel = Cancel { agent: Some(agent.clone()), stop: stop.clone() };
+    let requests = Requests::new(options, pin.urls(), &patience.events)?;
+    let (agent, stop) = (requests.agent.clone(), Arc::<AtomicBool>::default());
     let job = Job {
         name: manifest.name.clone(),
         manifest: manifest.path.clone(),
@@ -110,42 +116,32 @@ pub async fn fetch(
         writer,
         store: store.clone(),
         options: options.clone(),
-        agent,
+        requests,
         events: patience.events.clone(),
-        stop,
+        stop: stop.clone(),
     };
-    let (tell, told) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new()
-        .name(format!("fetch {}", manifest.name))
-        .spawn(move || {
-            // Nobody to tell when the future was dropped.
-            let _ = tell.send(job.run());
-        })
-        .doing(Kind::Host, || "no thread could be started".into())?;
-    told.await.map_err(|_| Error::internal("the download's thread ended without a result"))?
+    run_apart(&format!("fetch {}", manifest.name), agent, stop, || job.run()).await
 }
 
-fn agent(options: &Options, pin: &Pin) -> Result<Agent> {
-    let roots = match options.roots.load() {
-        Ok(roots) => roots,
-        Err(e) if pin.urls().any(|url| url.starts_with("https:")) => return Err(e),
-        Err(_) => RootCerts::WebPki,
-    };
-    let config = outbound::agent_config()
-        .tls_config(TlsConfig::builder().root_certs(roots).build())
-        .http_status_as_error(false)
-        // Followed here: each hop is checked and the range goes along.
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .user_agent(concat!("stackproof/", env!("CARGO_PKG_VERSION")))
-        .accept_encoding("identity")
-        .timeout_resolve(Some(options.connect))
-        .timeout_connect(Some(options.connect))
-        .timeout_recv_response(Some(options.stall))
-        .timeout_per_read(Some(options.stall))
-        .timeout_per_write(Some(options.stall))
-        .build();
-    Ok(outbound::agent(config))
+/// Runs `job` in a thread of its own. When this future is dropped, `stop` is set and the sockets
+/// of `agent` are shut down.
+async fn run_apart<T: Send + 'static>(
+    name: &str,
+    agent: Agent,
+    stop: Arc<AtomicBool>,
+    job: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    // Dropped at the end of this function, or with it.
+    let _cancel = Cancel { agent: Some(agent), stop };
+    let (send, receive) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            // Not received when the future was dropped.
+            let _ = send.send(job());
+        })
+        .doing(Kind::Host, || "no thread could be started".into())?;
+    receive.await.map_err(|_| Error::internal("the download's thread ended without a result"))?
 }
 
 /// Ends the thread when it is dropped.
@@ -225,7 +221,7 @@ struct Job {
     reported: Option<Instant>,
     store: Store,
     options: Options,
-    agent: Agent,
+    requests: Requests,
     events: Events,
     stop: Arc<AtomicBool>,
 }
@@ -384,7 +380,7 @@ impl Job {
             && self.pin.size.or(origin.total).is_none_or(|total| have < total)
             && let Some(validator) = origin.validator()
         {
-            let response = self.get(url, Some((have, validator)))?;
+            let response = self.requests.get(url, Some((have, validator)))?;
             match response.status() {
                 StatusCode::PARTIAL_CONTENT => {
                     let range = text_of(&response, header::CONTENT_RANGE)
@@ -412,7 +408,7 @@ impl Job {
                 _ => return Err(Failed::Next(self.refused(url, &response))),
             }
         }
-        let response = self.get(url, None)?;
+        let response = self.requests.get(url, None)?;
         match response.status() {
             StatusCode::OK => self.whole(url, response),
             _ => Err(Failed::Next(self.refused(url, &response))),
@@ -422,8 +418,14 @@ impl Job {
     /// Why an answer without the file is of no use.
     fn refused(&self, url: &str, response: &Response<Body>) -> Reason {
         let status = response.status();
-        let reason = Reason::from(format!("{}{}", answered(status), self.through(url)));
+        let reason = Reason::from(format!("{}{}", answered(status), self.requests.through(url)));
         match status.as_u16() {
+            404 | 410 if self.pin.newest.is_some() => reason.hint(format!(
+                "the publisher has removed this build: `stackproof images update {}` writes the \
+                 newest one into {}",
+                self.name,
+                self.manifest.display()
+            )),
             404 | 410 => reason.hint(format!(
                 "the file has moved: look where it is now, and put that URL into {}",
                 self.manifest.display()
@@ -439,12 +441,6 @@ impl Job {
             408 | 425 | 429 | 500 | 502 | 503 | 504 => reason.passing(retry_after(response)),
             _ => reason,
         }
-    }
-
-    /// ` through the proxy …`, where one leads to `url`.
-    fn through(&self, url: &str) -> String {
-        let proxy = self.options.proxies.for_url(url);
-        proxy.map(|proxy| format!(" (through the proxy {proxy})")).unwrap_or_default()
     }
 
     /// An answer that holds the whole file.
@@ -470,37 +466,6 @@ impl Job {
         })
     }
 
-    /// One request, with its redirects.
-    fn get(&self, url: &str, range: Option<(u64, &str)>) -> Result<Response<Body>, Failed> {
-        let mut at = url.to_owned();
-        for _ in 0..=REDIRECTS {
-            let proxy = self.options.proxies.for_url(&at);
-            let to_ureq = proxy.map(ProxyUrl::to_ureq);
-            let mut request = self.agent.get(&at).config().proxy(to_ureq).build();
-            if let Some(authorization) = proxy.and_then(ProxyUrl::authorization)
-                && at.starts_with("http:")
-            {
-                request = request.header(header::PROXY_AUTHORIZATION, authorization);
-            }
-            if let Some((have, validator)) = range {
-                request = request
-                    .header(header::RANGE, format!("bytes={have}-"))
-                    .header(header::IF_RANGE, validator);
-            }
-            let response = request.call().map_err(|e| Failed::Next(self.unreachable(&at, &e)))?;
-            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(response);
-            }
-            let Some(location) = response.headers().get(header::LOCATION) else {
-                return next(format!("{} without a Location", answered(response.status())));
-            };
-            let location = url::encoded(location.as_bytes());
-            at = url::follow(&at, &location).or_else(next)?;
-            self.events.detail(format!("{url} redirects to {}", url::shown(&at)));
-        }
-        next(format!("it redirects more than {REDIRECTS} times"))
-    }
-
     fn read_first(&self, answer: &mut Answer, first: &mut Vec<u8>) -> Result<(), Failed> {
         let mut chunk = [0; FIRST_LOOK];
         while first.len() < FIRST_LOOK {
@@ -518,7 +483,7 @@ impl Job {
             return Err(Failed::Stop(Error::interrupted()));
         }
         body.read(chunk).map_err(|e| {
-            let why = self.explain(&ureq::Error::from(e));
+            let why = self.requests.explain(&ureq::Error::from(e));
             Failed::Again(format!("{why}, after {} bytes", self.writer.written()).into())
         })
     }
@@ -671,34 +636,6 @@ impl Job {
             .because(e)
     }
 
-    /// Why an address gave no answer at all.
-    fn unreachable(&self, url: &str, e: &ureq::Error) -> Reason {
-        let reason = Reason::from(format!("{}{}", self.explain(e), self.through(url)));
-        match e {
-            ureq::Error::Io(e) if is_untrusted(e) => reason.hint(self.options.roots.advice()),
-            ureq::Error::Io(e) if is_hangup(e.kind()) => reason.passing(None),
-            ureq::Error::Protocol(_) => reason,
-            _ if self.options.proxies.for_url(url).is_some() => reason.hint(
-                "the proxy comes from http_proxy, https_proxy or all_proxy: is it right? no_proxy \
-                 names hosts that are reached without it",
-            ),
-            _ => reason,
-        }
-    }
-
-    fn explain(&self, e: &ureq::Error) -> String {
-        match e {
-            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
-                format!("it was not reached within {} s", self.options.connect.as_secs_f32())
-            }
-            ureq::Error::Timeout(_) => {
-                format!("no byte came for {} s", self.options.stall.as_secs_f32())
-            }
-            ureq::Error::HostNotFound => "its name does not resolve".into(),
-            e => e.to_string(),
-        }
-    }
-
     fn report(&mut self, total: Option<u64>, last: bool) {
         if last || self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
             self.reported = Some(Instant::now());
@@ -718,18 +655,6 @@ impl Job {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
-}
-
-/// A server that hangs up before it answers is restarting, or out of breath.
-fn is_hangup(kind: io::ErrorKind) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
-}
-
-/// Whether TLS failed because nothing here vouches for the server's certificate.
-fn is_untrusted(e: &io::Error) -> bool {
-    let inner = e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// The seconds of a `Retry-After`. A date is not taken: the host's clock may be wrong.

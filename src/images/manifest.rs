@@ -16,8 +16,16 @@
 //! mirrors = []                     # tried in this order after url
 //! size = 21692416                  # bytes, where known
 //! sha256 = "7d63…"                 # or sha512
+//! sums_url = "https://…/SHA256SUMS" # the publisher's checksum file, for `images check`
 //! note = "…"                       # shown when it is listed (end of life, one source only, …)
+//!
+//! [pin.newest]                     # where newer builds are, for `images update`
+//! index = "https://…/images/CHECKSUM"        # a page or checksum file that lists them
+//! url = "https://…/images/x-{build}.qcow2"   # beside the index or below it
+//! sums_url = "https://…/{build}/SHA256SUMS"  # default: that of the pin
 //! ```
+//!
+//! `{build}` stands for the number of a build: `YYYYMMDD`, `YYYYMMDD.N` or `YYYYMMDD-N`.
 
 use super::digest::{Algorithm, Digest};
 use crate::error::{Error, Kind as ErrorKind, Result};
@@ -60,7 +68,35 @@ pub struct Pin {
     /// Bytes, where known: a server that announces another size is refused before the download.
     pub size: Option<u64>,
     pub digest: Digest,
+    /// The publisher's checksum file.
+    pub sums_url: Option<String>,
+    pub newest: Option<Box<NewestRule>>,
     pub note: Option<String>,
+}
+
+/// Stands for the number of a build in the addresses of a [`NewestRule`].
+pub const BUILD: &str = "{build}";
+
+/// Where the builds of an image are listed, and how their addresses are made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewestRule {
+    /// A page or a checksum file that lists the builds.
+    pub index: String,
+    /// The address of a build, with [`BUILD`] in it.
+    pub url: String,
+    /// The address of its checksum file, with [`BUILD`] in it.
+    pub sums_url: Option<String>,
+}
+
+impl NewestRule {
+    /// What stands before and after the number in a line of the index: a file's whole name, or a
+    /// folder's with its slash. `None` where the builds do not lie beside or below the index.
+    pub fn entry(&self) -> Option<(&str, &str)> {
+        let folder = &self.index[..=self.index.rfind('/')?];
+        let below = self.url.strip_prefix(folder)?;
+        let entry = below.find('/').map_or(below, |end| &below[..=end]);
+        entry.split_once(BUILD)
+    }
 }
 
 impl Pin {
@@ -147,7 +183,17 @@ struct RawPin {
     size: Option<Spanned<u64>>,
     sha256: Option<Spanned<String>>,
     sha512: Option<Spanned<String>>,
+    sums_url: Option<Spanned<String>>,
+    newest: Option<Spanned<RawNewest>>,
     note: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNewest {
+    index: Spanned<String>,
+    url: Spanned<String>,
+    sums_url: Option<Spanned<String>>,
 }
 
 /// Only the recipe of a manifest whose other keys have been checked already.
@@ -249,6 +295,29 @@ impl Manifest {
         parse_strict::<OnlyRecipe<T>>(&self.path, &self.text).map(|o| o.recipe)
     }
 
+    /// The text with another pin in it: address, checksum file, digest and size. Comments and layout
+    /// stay. Where the old and the new number of the build are given, the text is renumbered too.
+    pub fn with_pin(&self, pin: &Pin, renumber: Option<(&str, &str)>) -> Result<String> {
+        let text = match renumber {
+            Some((old, new)) => self.text.replace(old, new),
+            None => self.text.clone(),
+        };
+        let raw: RawManifest = parse_strict(&self.path, &text)?;
+        let raw = raw.pin.ok_or_else(|| Error::internal("only a pin is renewed"))?.into_inner();
+        let text = edited(&text, pin_edits(&text, &raw, pin));
+        let read = Manifest::parse(&self.path, text.clone())?;
+        let same = read.pin().is_some_and(|read| {
+            (&read.url, &read.sums_url, read.digest, read.size)
+                == (&pin.url, &pin.sums_url, pin.digest, pin.size)
+        });
+        if !same {
+            return Err(Error::input("the pin could not be renewed in this layout")
+                .at(&self.path, None)
+                .hint("write every key of [pin] on a line of its own"));
+        }
+        Ok(text)
+    }
+
     /// The line (from 1) of a byte offset into [`Manifest::text`], as [`Spanned`] gives them.
     pub fn line(&self, offset: usize) -> usize {
         line_of(&self.text, offset)
@@ -261,7 +330,7 @@ fn pin_of(
 ) -> Result<Pin> {
     let span = pin.span();
     let pin = pin.into_inner();
-    for url in std::iter::once(&pin.url).chain(&pin.mirrors) {
+    for url in std::iter::once(&pin.url).chain(&pin.mirrors).chain(&pin.sums_url) {
         check_url(url.as_ref()).map_err(|why| wrong(&url.span(), why))?;
     }
     let digest = match (&pin.sha256, &pin.sha512) {
@@ -291,8 +360,74 @@ fn pin_of(
         mirrors: pin.mirrors.into_iter().map(Spanned::into_inner).collect(),
         size: pin.size.map(Spanned::into_inner),
         digest,
+        sums_url: pin.sums_url.map(Spanned::into_inner),
+        newest: pin.newest.map(|newest| newest_of(newest, wrong)).transpose()?.map(Box::new),
         note: pin.note,
     })
+}
+
+fn newest_of(
+    newest: Spanned<RawNewest>,
+    wrong: &dyn Fn(&std::ops::Range<usize>, String) -> Error,
+) -> Result<NewestRule> {
+    let newest = newest.into_inner();
+    for url in [&newest.index, &newest.url].into_iter().chain(&newest.sums_url) {
+        check_url(url.as_ref()).map_err(|why| wrong(&url.span(), why))?;
+    }
+    let span = newest.url.span();
+    let rule = NewestRule {
+        index: newest.index.into_inner(),
+        url: newest.url.into_inner(),
+        sums_url: newest.sums_url.map(Spanned::into_inner),
+    };
+    if rule.entry().is_none() {
+        return Err(wrong(
+            &span,
+            format!("the address of a build has {BUILD} in it, beside or below `index`"),
+        ));
+    }
+    Ok(rule)
+}
+
+type TextEdit = (std::ops::Range<usize>, String);
+
+/// What is to be replaced in `text`, which was read as `raw`, for it to say `pin`.
+fn pin_edits(text: &str, raw: &RawPin, pin: &Pin) -> Vec<TextEdit> {
+    let quoted = |value: &str| toml::Value::from(value).to_string();
+    let mut edits = vec![(raw.url.span(), quoted(&pin.url))];
+    if let (Some(old), Some(new)) = (&raw.sums_url, &pin.sums_url) {
+        edits.push((old.span(), quoted(new)));
+    }
+    if let Some(old) = raw.sha256.as_ref().or(raw.sha512.as_ref()) {
+        let name = if raw.sha256.is_some() { "sha256" } else { "sha512" };
+        let start = text[..old.span().start].rfind(name).unwrap_or(old.span().start);
+        let line = format!("{} = {}", pin.digest.algorithm().name(), quoted(&pin.digest.hex()));
+        edits.push((start..old.span().end, line));
+    }
+    let line_end = |at: usize| text[at..].find('\n').map_or(text.len(), |end| at + end + 1);
+    match (&raw.size, pin.size) {
+        (Some(old), Some(new)) => edits.push((old.span(), new.to_string())),
+        (Some(old), None) => {
+            let start = text[..old.span().start].rfind('\n').map_or(0, |at| at + 1);
+            edits.push((start..line_end(start), String::new()));
+        }
+        (None, Some(new)) => {
+            let end = line_end(raw.url.span().end);
+            edits.push((end..end, format!("size = {new}\n")));
+        }
+        (None, None) => {}
+    }
+    edits
+}
+
+/// The edits do not overlap.
+fn edited(text: &str, mut edits: Vec<TextEdit>) -> String {
+    edits.sort_by_key(|(range, _)| std::cmp::Reverse(range.start));
+    let mut text = text.to_owned();
+    for (range, new) in edits {
+        text.replace_range(range, &new);
+    }
+    text
 }
 
 /// Of a URL, what stands between its scheme and its path: the host, and who asks it.
@@ -446,6 +581,11 @@ url = "https://images.example.org/x/tiny.img?a=b"
 mirrors = ["http://mirror.example.org/tiny.img"]
 size = 10
 sha256 = "E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855"
+sums_url = "https://images.example.org/x/SUMS"
+
+[pin.newest]
+index = "https://images.example.org/x/"
+url = "https://images.example.org/x/{build}/tiny.img"
 "#;
 
     fn parse(text: &str) -> Result<Manifest> {
@@ -467,6 +607,8 @@ sha256 = "E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855"
         assert_eq!(pin.file_name(), "tiny.img");
         assert_eq!(pin.size, Some(10));
         assert_eq!(pin.urls().count(), 2);
+        assert_eq!(pin.sums_url.as_deref(), Some("https://images.example.org/x/SUMS"));
+        assert_eq!(pin.newest.as_ref().unwrap().entry(), Some(("", "/")));
         assert_eq!(pin.digest, Digest::of(Algorithm::Sha256, b""));
     }
 
@@ -498,6 +640,10 @@ sha256 = "E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855"
             ("B855\"", "B8\"", 12, "64 hexadecimal digits"),
             ("\"E3B0", "\"G3B0", 12, "`G`"),
             ("sha256", "sha512", 12, "128"),
+            ("https://images.example.org/x/SUMS", "SUMS", 13, "http"),
+            ("index = \"https://images", "index = \"ftp://images", 16, "http"),
+            ("/x/{build}/", "/{build}/", 17, "beside or below"),
+            ("{build}", "build", 17, "{build}"),
         ] {
             let e = broken(from, to);
             assert_eq!(e.file().unwrap().1, Some(line), "{e}");
@@ -536,7 +682,7 @@ sha256 = "E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855"
         assert!(parse(&two).unwrap_err().message().contains("is enough"));
         let e = parse(&format!("{GOOD}[recipe]\nbuilder = \"x\"\n")).unwrap_err();
         assert!(e.message().contains("not both"), "{e}");
-        assert_eq!(e.file().unwrap().1, Some(13));
+        assert_eq!(e.file().unwrap().1, Some(18));
         let head = GOOD.split("[pin]").next().unwrap();
         assert!(parse(head).unwrap_err().message().contains("neither"));
     }

@@ -9,6 +9,7 @@ pub mod digest;
 pub mod fetch;
 pub mod inspect;
 pub mod manifest;
+pub mod publication;
 pub mod qcow2;
 pub mod store;
 pub mod sums;

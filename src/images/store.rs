@@ -20,8 +20,10 @@
 use super::digest::{self, Algorithm, Digest, Hasher};
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::{Event, Events, Unit};
+use crate::lockfile::{Hold, LockFile};
 use crate::wait::{Death, Patience, Poll};
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -199,18 +201,37 @@ impl Store {
         let gone = || {
             Error::image("is no longer in the image store")
                 .at(path, None)
-                .hint("run the command again: it will be fetched or built anew")
+                .hint("run the command again: it fetches or builds the image")
         };
-        let lock = self.lock_name_of(path).ok_or_else(gone)?;
-        let file = self
-            .open_lock(&lock, |f| f.try_lock_shared())
-            .doing(Kind::Host, || "the image store could not be locked".into())?
+        let name = self.lock_name_of(path).ok_or_else(gone)?;
+        let take = || -> io::Result<Option<LockFile>> {
+            let _moment = self.moment()?;
+            self.try_lock(&name, Hold::Shared)
+        };
+        let lock = take()
+            .doing(Kind::Host, || "the image store could not be locked".into())
+            .map_err(|e| e.at(&self.root, None))?
             .ok_or_else(gone)?;
         // Collected between being found and being leased?
         if !path.exists() {
             return Err(gone());
         }
-        Ok(Lease { _file: file })
+        Ok(Lease { _lock: lock })
+    }
+
+    /// Whether a thing is leased or being made.
+    fn is_in_use(&self, path: &Path) -> io::Result<bool> {
+        let Some(name) = self.lock_name_of(path) else { return Ok(true) };
+        let _moment = self.moment()?;
+        match LockFile::try_take_existing(&self.lock_path(&name), Hold::Exclusive) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            taken => Ok(taken?.is_none()),
+        }
+    }
+
+    /// A look at a lock takes it for a moment: this keeps the look from refusing a lease.
+    fn moment(&self) -> io::Result<LockFile> {
+        LockFile::moment(&self.root.join(MOMENT))
     }
 
     /// Rehashes a fetched file; a file that is not what its name says is removed, and the error
@@ -269,30 +290,27 @@ impl Store {
 
     /// Bytes free for this user where the store is.
     pub fn free_bytes(&self) -> io::Result<u64> {
-        let v = rustix::fs::statvfs(&self.root)?;
-        Ok(v.f_bavail.saturating_mul(v.f_frsize))
+        crate::fsutil::free_bytes(&self.root)
     }
 
-    /// Removes what was used longest ago until at most `max_bytes` remain. What is leased or being
-    /// made stays, whatever its age.
-    pub fn gc(&self, max_bytes: u64) -> Result<Collected> {
-        self.sweep(PARTIAL_AGE);
-        let mut items =
-            self.items().doing(Kind::Host, || "the image store could not be read".into())?;
-        items.sort_by_key(|i| i.used);
-        let mut out = Collected { kept: items.iter().map(|i| i.bytes).sum(), ..Default::default() };
-        for item in items {
-            if out.kept <= max_bytes {
-                break;
+    /// Removes what `policy` does not name, used longest ago first, until at most its bound
+    /// remains; and what killed makers left. What is leased or being made stays.
+    pub fn gc(&self, policy: &GcPolicy) -> Result<GcOutcome> {
+        let unreadable = || "the image store could not be read".to_owned();
+        let mut items = self.leftovers(PARTIAL_AGE).doing(Kind::Host, unreadable)?;
+        let leftovers = items.len();
+        items.extend(self.items().doing(Kind::Host, unreadable)?);
+        items[leftovers..].sort_by_key(|i| i.used);
+        let named = policy.named_items(self);
+        let mut out = GcOutcome { kept: items.iter().map(|i| i.bytes).sum(), ..Default::default() };
+        for (at, item) in items.into_iter().enumerate() {
+            if at >= leftovers && (out.kept <= policy.max_bytes || named.contains(&item.path)) {
+                continue;
             }
-            if self
-                .remove(&item.path)
-                .doing(Kind::Host, || "could not be removed".into())
-                .map_err(|e| e.at(&item.path, None))?
-            {
+            if self.collect(&item.path, policy.dry_run)? {
                 out.kept -= item.bytes;
                 out.freed += item.bytes;
-                out.removed.push(item.path);
+                out.removed.push(GcItem { path: item.path, bytes: item.bytes });
             } else {
                 out.in_use.push(item.path);
             }
@@ -300,8 +318,25 @@ impl Store {
         Ok(out)
     }
 
-    /// Removes half-made things whose makers are dead, and partial downloads that nobody has
-    /// touched for `age`. Returns what could not be removed.
+    /// Removes one item, or finds out whether it could be removed; false where it is in use.
+    fn collect(&self, path: &Path, dry_run: bool) -> Result<bool> {
+        let collect = || -> io::Result<bool> {
+            if dry_run {
+                return Ok(!self.is_in_use(path)?);
+            }
+            let gone = self.remove(path)?;
+            if gone && path.starts_with(self.root.join("partial")) {
+                self.remove(&origin_of(path))?;
+            }
+            Ok(gone)
+        };
+        collect()
+            .doing(Kind::Host, || "the item could not be removed from the image store".into())
+            .map_err(|e| e.at(path, None))
+    }
+
+    /// Removes half-made things whose makers are dead, and partial downloads that were not touched
+    /// for `age`. Returns what could not be removed.
     pub fn sweep(&self, age: Duration) -> Vec<String> {
         let mut problems = Vec::new();
         let mut each = |folder: &str, old: &dyn Fn(&Path) -> bool| {
@@ -317,38 +352,38 @@ impl Store {
             }
         };
         each("tmp", &|_| true);
-        let now = SystemTime::now();
-        each("partial", &|path| {
-            let touched = fs::metadata(path).and_then(|meta| meta.modified());
-            touched.is_ok_and(|at| now.duration_since(at).unwrap_or_default() > age)
-        });
+        each("partial", &|path| is_older(path, age));
         problems
     }
 
-    /// Everything that counts against the bound.
+    /// What [`Store::sweep`] would remove, whoever holds it. A partial download is one item with
+    /// the note of its origin.
+    fn leftovers(&self, age: Duration) -> io::Result<Vec<Item>> {
+        let mut paths = entries(&self.root.join("tmp"))?;
+        let partial = entries(&self.root.join("partial"))?;
+        paths.extend(partial.into_iter().filter(|path| {
+            let note = file_name(path).strip_suffix(ORIGIN_SUFFIX);
+            let is_alone = note.is_none_or(|name| !path.with_file_name(name).exists());
+            is_alone && is_older(path, age)
+        }));
+        sized(paths)
+    }
+
+    /// Every image, fetched or built.
     fn items(&self) -> io::Result<Vec<Item>> {
         let mut paths = entries(&self.root.join("derived"))?;
-        paths.extend(entries(&self.root.join("partial"))?);
         for algorithm in Algorithm::ALL {
             for shelf in entries(&self.root.join(algorithm.name()))? {
                 paths.extend(entries(&shelf)?);
             }
         }
-        let mut items = Vec::new();
-        for path in paths {
-            // Another process may be collecting too.
-            let (Ok(meta), Ok(bytes)) = (fs::symlink_metadata(&path), disk_usage(&path)) else {
-                continue;
-            };
-            items.push(Item { used: meta.modified()?, bytes, path });
-        }
-        Ok(items)
+        sized(paths)
     }
 
-    /// Removes a thing unless somebody holds it; says whether it is gone.
+    /// Removes a thing unless it is leased or being made; says whether it is gone.
     fn remove(&self, path: &Path) -> io::Result<bool> {
         let Some(name) = self.lock_name_of(path) else { return Ok(false) };
-        let Some(lock) = self.open_lock(&name, |f| f.try_lock())? else { return Ok(false) };
+        let Some(lock) = self.try_lock(&name, Hold::Exclusive)? else { return Ok(false) };
         let removed = if path.starts_with(self.root.join("tmp")) {
             super::tree::remove(path)
         } else if path.is_dir() {
@@ -361,9 +396,8 @@ impl Store {
         } else {
             fs::remove_file(path)
         };
-        // The lock file goes with it, while it is held: `open_lock` notices.
-        let _ = fs::remove_file(self.root.join("locks").join(&name));
-        drop(lock);
+        // The lock file goes with it, while it is held: whoever waits for it notices.
+        let _ = lock.remove();
         match removed {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
@@ -390,9 +424,9 @@ impl Store {
     }
 
     /// Takes the lock `name`, saying what is being waited for while another process holds it.
-    async fn lock(&self, name: &str, what: &str, patience: &Patience) -> Result<File> {
+    async fn lock(&self, name: &str, what: &str, patience: &Patience) -> Result<LockFile> {
         let attempt = || {
-            self.open_lock(name, |f| f.try_lock())
+            self.try_lock(name, Hold::Exclusive)
                 .doing(Kind::Host, || "the image store could not be locked".into())
                 .map_err(|e| e.at(&self.root, None))
         };
@@ -418,36 +452,34 @@ impl Store {
             .await;
         waited.map_err(|e| match e.kind() {
             Kind::Lab => Error::image(e.message().to_owned())
-                .at(self.root.join("locks").join(name), None)
+                .at(self.lock_path(name), None)
                 .hint("`fuser` on that file tells which process it is"),
             _ => e,
         })
     }
 
-    /// Opens and takes a lock file. `None` while somebody else holds it.
-    fn open_lock(
-        &self,
-        name: &str,
-        take: impl Fn(&File) -> Result<(), TryLockError>,
-    ) -> io::Result<Option<File>> {
-        let path = self.root.join("locks").join(name);
-        loop {
-            let file = private_file(&path)?;
-            match take(&file) {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(e)) => return Err(e),
-            }
-            // A collector may have removed the file between the open and the lock: the lock on a
-            // file without a name guards nothing.
-            match fs::metadata(&path) {
-                Ok(named) if named.ino() == file.metadata()?.ino() => return Ok(Some(file)),
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
-            }
-        }
+    /// `None` while another holder is in the way.
+    fn try_lock(&self, name: &str, hold: Hold) -> io::Result<Option<LockFile>> {
+        LockFile::try_take(&self.lock_path(name), hold)
     }
+
+    fn lock_path(&self, name: &str) -> PathBuf {
+        self.root.join("locks").join(name)
+    }
+}
+
+/// A lease on the image that the file at `path` belongs to; `None` for a file that is in no store,
+/// or in one where nothing can be removed by us.
+pub fn lease_of(path: &Path) -> Result<Option<Lease>> {
+    let stores = path.ancestors().skip(1).map(Store::read_only);
+    let mut of_path = stores.filter(|store| store.lock_name_of(path).is_some());
+    let Some(store) = of_path.find(|store| store.root.join("locks").is_dir()) else {
+        return Ok(None);
+    };
+    if rustix::fs::access(store.root.join("locks"), rustix::fs::Access::WRITE_OK).is_err() {
+        return Ok(None);
+    }
+    store.lease(path).map(Some)
 }
 
 /// What [`Store::begin_blob`] found.
@@ -459,17 +491,49 @@ pub enum Begin {
 /// A thing of the store in use. Held for as long as the thing must stay.
 #[derive(Debug)]
 pub struct Lease {
-    _file: File,
+    _lock: LockFile,
+}
+
+/// What [`Store::gc`] may remove.
+#[derive(Clone, Debug, Default)]
+pub struct GcPolicy {
+    /// Files of images that stay, whatever their age. Files that are in no store are passed over.
+    pub named: BTreeSet<PathBuf>,
+    /// Images that are not named go until all together take at most so many bytes.
+    pub max_bytes: u64,
+    /// Only say what would be removed.
+    pub dry_run: bool,
+}
+
+impl GcPolicy {
+    /// The items of `store` that are named, as the store calls them. A name may lead to the store
+    /// over a symbolic link.
+    fn named_items(&self, store: &Store) -> BTreeSet<PathBuf> {
+        let root = fs::canonicalize(&store.root).unwrap_or_else(|_| store.root.clone());
+        let item = |path: &PathBuf| {
+            let path = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+            let rest = path.strip_prefix(&root).or(path.strip_prefix(&store.root)).ok()?;
+            let parts = if rest.starts_with("derived") { 2 } else { 3 };
+            Some(store.root.join(rest.iter().take(parts).collect::<PathBuf>()))
+        };
+        self.named.iter().filter_map(item).collect()
+    }
 }
 
 /// What [`Store::gc`] did. Bytes are those on disk (sparse files count what they hold).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Collected {
+pub struct GcOutcome {
     pub kept: u64,
     pub freed: u64,
-    pub removed: Vec<PathBuf>,
-    /// Would have gone by age, but is leased or being made.
+    pub removed: Vec<GcItem>,
+    /// Would have gone, but is leased or being made.
     pub in_use: Vec<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GcItem {
+    pub path: PathBuf,
+    pub bytes: u64,
 }
 
 struct Item {
@@ -480,6 +544,9 @@ struct Item {
 
 const ORIGIN_SUFFIX: &str = ".origin";
 
+/// In the root.
+const MOMENT: &str = ".lock";
+
 /// A file on its way into the store: every byte goes through its hash, and only the digest it was
 /// begun for lets it in. Dropped, it leaves what was written to be resumed.
 pub struct BlobWriter {
@@ -489,7 +556,7 @@ pub struct BlobWriter {
     path: PathBuf,
     place: PathBuf,
     expected: Digest,
-    _lock: File,
+    _lock: LockFile,
 }
 
 impl BlobWriter {
@@ -556,9 +623,7 @@ impl BlobWriter {
     }
 
     fn origin_path(&self) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(ORIGIN_SUFFIX);
-        name.into()
+        origin_of(&self.path)
     }
 
     fn forget_origin(&self) {
@@ -700,6 +765,31 @@ fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn file_name(path: &Path) -> &str {
     path.file_name().and_then(|n| n.to_str()).unwrap_or_default()
+}
+
+/// The note beside a partial download.
+fn origin_of(partial: &Path) -> PathBuf {
+    let mut name = partial.as_os_str().to_owned();
+    name.push(ORIGIN_SUFFIX);
+    name.into()
+}
+
+fn is_older(path: &Path, age: Duration) -> bool {
+    let touched = fs::metadata(path).and_then(|meta| meta.modified());
+    touched.is_ok_and(|at| at.elapsed().unwrap_or_default() > age)
+}
+
+fn sized(paths: Vec<PathBuf>) -> io::Result<Vec<Item>> {
+    let mut items = Vec::new();
+    for path in paths {
+        // Another process may be collecting too.
+        let (Ok(meta), Ok(bytes)) = (fs::symlink_metadata(&path), disk_usage(&path)) else {
+            continue;
+        };
+        let note = disk_usage(&origin_of(&path)).unwrap_or(0);
+        items.push(Item { used: meta.modified()?, bytes: bytes + note, path });
+    }
+    Ok(items)
 }
 
 fn disk_usage(path: &Path) -> io::Result<u64> {

@@ -22,6 +22,11 @@ pub fn parse(text: &str) -> Vec<Entry> {
 /// The digest of exactly `name` (`x-9-1.qcow2` is not `x-86-9-1.qcow2`), the longer of two if both
 /// algorithms are there. Two different digests of one algorithm are an error.
 pub fn find(text: &str, name: &str) -> Result<Digest> {
+    Ok(*find_all(text, name)?.last().expect("an empty list is an error"))
+}
+
+/// The digests of exactly `name`, one an algorithm, the longest last.
+fn find_all(text: &str, name: &str) -> Result<Vec<Digest>> {
     let all = parse(text);
     let mut found: Vec<Digest> = all.iter().filter(|e| e.name == name).map(|e| e.digest).collect();
     found.sort_unstable();
@@ -34,20 +39,24 @@ pub fn find(text: &str, name: &str) -> Result<Digest> {
             )));
         }
     }
-    found.pop().ok_or_else(|| {
+    if found.is_empty() {
         let e = Error::image(format!("the checksum file does not list `{name}`"));
-        if all.is_empty() {
+        return Err(if all.is_empty() {
             e.hint("it has no SHA-256 or SHA-512 in it at all: is it a checksum file?")
         } else {
             e.evidence(all.iter().take(10).map(|e| format!("it lists {}", e.name)))
-        }
-    })
+        });
+    }
+    Ok(found)
 }
 
-/// The pin with the digest that its publisher's checksum file has for it now. The size is
-/// forgotten when the digest changes: it belongs to the old file.
+/// The pin with the digest that its publisher's checksum file has for it now, of the pin's
+/// algorithm where the file has it. The size is forgotten when the digest changes: it belongs to
+/// the old file.
 pub fn pin_from_sums(pin: &Pin, text: &str) -> Result<Pin> {
-    let digest = find(text, pin.file_name())?;
+    let found = find_all(text, pin.file_name())?;
+    let same = found.iter().find(|d| d.algorithm() == pin.digest.algorithm());
+    let digest = *same.or(found.last()).expect("an empty list is an error");
     let size = pin.size.filter(|_| digest == pin.digest);
     Ok(Pin { digest, size, ..pin.clone() })
 }
@@ -173,11 +182,15 @@ mod tests {
             mirrors: vec![],
             size: Some(5),
             digest: digest("00"),
+            sums_url: None,
+            newest: None,
             note: None,
         };
         let new = pin_from_sums(&pin, &fixture("bsd.txt")).unwrap();
         assert_eq!((new.digest, new.size), (digest("ab"), None));
         let same = pin_from_sums(&Pin { size: Some(7), ..new }, &fixture("bsd.txt")).unwrap();
         assert_eq!(same.size, Some(7));
+        let both = format!("{}{}  image-9-20260101.0.qcow2\n", fixture("gnu.txt"), "ef".repeat(64));
+        assert_eq!(pin_from_sums(&pin, &both).unwrap().digest, digest("ab"), "its own algorithm");
     }
 }

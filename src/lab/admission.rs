@@ -35,9 +35,9 @@ impl Room {
     /// `dir` must exist.
     pub fn look(dir: &Path) -> Result<Room> {
         let memory = Memory::look(Path::new("/"))?.available;
-        let stat = rustix::fs::statvfs(dir)
+        let disk = crate::fsutil::free_bytes(dir)
             .doing(Kind::Host, || format!("cannot ask for the free space of {}", dir.display()))?;
-        Ok(Room { memory, disk: stat.f_bavail.saturating_mul(stat.f_frsize) })
+        Ok(Room { memory, disk })
     }
 }
 

@@ -13,6 +13,7 @@ use super::spec::{LabSpec, NetworkSpec, NicSpec, NodeSpec};
 use super::switch::Switch;
 use super::vm::{AnswerProbe, Vm, VmConfig};
 use crate::error::{Context, Error, Kind, Result};
+use crate::images::store::{self, Lease};
 use crate::secret::Redactor;
 use crate::wait::{Death, Life, Patience, Poll};
 use russh::keys::PublicKey;
@@ -52,6 +53,13 @@ pub struct BootImage {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub append: String,
+}
+
+impl BootImage {
+    /// Kernel and initrd lie in the folder of the disk, and stay with it.
+    pub(super) fn lease(&self) -> Result<Option<Arc<Lease>>> {
+        Ok(store::lease_of(&self.disk)?.map(Arc::new))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -111,6 +119,8 @@ pub(super) struct Kit {
     pub host_key: SshKey,
     /// In the node's directory: frozen layers, and the one on top that is written.
     pub disk: Chain,
+    /// Keeps the image in its store as long as the lab lives.
+    pub lease: Option<Arc<Lease>>,
 }
 
 impl Node {
@@ -212,11 +222,12 @@ impl Lab {
         patience.events.node(&node.name, "starting", 0, 2);
         let dir = self.dir.subdir(&node.name)?;
         let disk = Chain::new(&dir, 0);
+        let lease = image.lease()?;
         options.hypervisor.overlay(&image.disk, &disk.top(), node.disk).await?;
         let host_key = SshKey::ed25519(&node.name)?;
         self.write_seed(node, &host_key, &dir.join(SEED))?;
         let machine = self.spec.machine(node, &image, &disk, options);
-        let kit = Kit { machine, image, host_key, disk };
+        let kit = Kit { machine, image, host_key, disk, lease };
         self.power_on(node, kit, options, patience, redactor, start).await
     }
 
@@ -320,7 +331,8 @@ impl Lab {
         let disk = Chain::new(dir, old.kit.disk.frozen());
         let machine = self.spec.machine(&old.spec, &old.kit.image, &disk, options);
         let (image, host_key) = (old.kit.image.clone(), old.kit.host_key.clone());
-        let kit = Kit { machine, image, host_key, disk };
+        let lease = old.kit.lease.clone();
+        let kit = Kit { machine, image, host_key, disk, lease };
         let node =
             self.power_on(&old.spec, kit, options, patience, redactor, Instant::now()).await?;
         self.nodes[at] = node;

@@ -99,9 +99,36 @@ pub fn read_header(file: &Path) -> Result<LayerHeader> {
     Ok(LayerHeader { virtual_size: header.virtual_size, below })
 }
 
+/// The images that the disks of all nodes in `folder` lie on. `folder` is that of a run or of a
+/// checkpoint: one folder a node. A disk that cannot be read is an error of its own.
+pub fn images_below(folder: &Path) -> Vec<Result<PathBuf>> {
+    let nodes = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let disks = nodes.map(|node| node.path().join(layer_name(0))).filter(|disk| disk.is_file());
+    disks.filter_map(|disk| read_header(&disk).map(|header| header.below).transpose()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_images_of_a_folder_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/images/qcow2");
+        for (node, disk) in [("a", "backing-file.qcow2"), ("b", "plain.qcow2"), ("c", "cut.txt")] {
+            std::fs::create_dir(dir.path().join(node)).unwrap();
+            let to = dir.path().join(node).join(layer_name(0));
+            match fixtures.join(disk) {
+                from if from.is_file() => drop(std::fs::copy(from, to).unwrap()),
+                _ => std::fs::write(to, "cut").unwrap(),
+            }
+        }
+        std::fs::create_dir(dir.path().join("logs")).unwrap();
+        let (found, errors): (Vec<_>, Vec<_>) =
+            images_below(dir.path()).into_iter().partition(Result::is_ok);
+        assert_eq!((found.len(), errors.len()), (1, 1), "{found:?} {errors:?}");
+        assert!(images_below(Path::new("/nonexistent")).is_empty());
+    }
 
     #[test]
     fn a_chain_grows_and_names_its_top_for_qemu_from_where_it_was_opened() {

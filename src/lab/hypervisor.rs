@@ -2,7 +2,7 @@
 
 use super::disk::{Chain, layer_name};
 use super::qemu;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result, last_lines};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -77,8 +77,7 @@ async fn run(program: &Path, args: &[OsString]) -> Result<Output> {
     }
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     let status = super::process::describe(out.status);
-    Err(Error::host(format!("{} {status}", program.display()))
-        .evidence(said.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev()))
+    Err(Error::host(format!("{} {status}", program.display())).evidence(last_lines(&said, 5)))
 }
 
 async fn run_any(program: &Path, args: &[OsString]) -> Result<Output> {

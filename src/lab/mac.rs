@@ -4,11 +4,17 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use std::str::FromStr;
 
-/// A unicast Ethernet address. Prints in lower case, as cloud-init wants it.
+/// An Ethernet address. Text is read as a unicast address only, and printed in lower case, as
+/// cloud-init wants it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
+    /// True for broadcast and multicast.
+    pub fn is_group(self) -> bool {
+        self.0[0] & 1 == 1
+    }
+
     /// The address of a NIC that was given none: the same in every run, so that a restored node
     /// finds its NICs; under QEMU's locally administered prefix 52:54:00.
     pub fn derived(lab: &str, node: &str, network: &str) -> Mac {

@@ -9,7 +9,7 @@ use super::process::{self, Process};
 use super::qemu::{self, Machine};
 use super::qmp::{Event, Qmp};
 use super::switch::{Counters, Network, Port};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result, last_lines};
 use crate::secret::Redactor;
 use crate::wait::{Cause, Death, Life, Patience, Poll};
 use std::fs::File;
@@ -220,10 +220,10 @@ impl Vm {
     pub fn evidence(&self) -> Vec<String> {
         let mut lines = self.console.last(15);
         // A panic's own line is followed by a screen of registers.
-        if let Some(trouble) = self.console.trouble() {
-            if !lines.iter().any(|line| line.contains(&trouble.line)) {
-                lines.insert(0, trouble.to_string());
-            }
+        if let Some(trouble) = self.console.trouble()
+            && !lines.iter().any(|line| line.contains(&trouble.line))
+        {
+            lines.insert(0, trouble.to_string());
         }
         lines.extend(tail(&self.log, 5));
         lines
@@ -560,9 +560,8 @@ const KEEPS_FREED: &str = "Discarding RAM with readonly files is not supported";
 fn tail(log: &Path, count: usize) -> Vec<String> {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> =
-        text.lines().filter(|l| !l.trim().is_empty() && !l.contains(KEEPS_FREED)).collect();
-    lines[lines.len().saturating_sub(count)..].iter().map(|l| l.to_string()).collect()
+    let kept: Vec<&str> = text.lines().filter(|l| !l.contains(KEEPS_FREED)).collect();
+    last_lines(&kept.join("\n"), count)
 }
 
 #[cfg(test)]

@@ -2,12 +2,10 @@
 //! need to know of a frame, and nothing more. Pure: bytes in, fields out; a frame that is too
 //! short or inconsistent is `None`, never a panic.
 
+use super::mac::Mac;
 use std::net::Ipv4Addr;
 
-/// A hardware address.
-pub type Mac = [u8; 6];
-
-pub const BROADCAST: Mac = [0xff; 6];
+pub const BROADCAST: Mac = Mac([0xff; 6]);
 
 /// Length of an Ethernet header without a VLAN tag.
 pub const ETHERNET_HEADER: usize = 14;
@@ -22,17 +20,6 @@ pub const PROTOCOL_UDP: u8 = 17;
 
 /// The UDP port of VXLAN that the IANA assigned and Open vSwitch uses.
 pub const VXLAN_PORT: u16 = 4789;
-
-/// True for group addresses: broadcast and multicast.
-pub fn is_group(mac: &Mac) -> bool {
-    mac[0] & 1 == 1
-}
-
-/// `52:54:00:12:34:56`.
-pub fn mac_text(mac: &Mac) -> String {
-    let [a, b, c, d, e, f] = mac;
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
-}
 
 /// An Ethernet II frame, one 802.1Q tag looked through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +36,8 @@ pub struct Frame<'a> {
 
 impl<'a> Frame<'a> {
     pub fn parse(bytes: &'a [u8]) -> Option<Frame<'a>> {
-        let dst = *bytes.first_chunk::<6>()?;
-        let src = *bytes.get(6..)?.first_chunk::<6>()?;
+        let dst = Mac(*bytes.first_chunk()?);
+        let src = Mac(*bytes.get(6..)?.first_chunk()?);
         let ethertype = be16(bytes, 12)?;
         if ethertype != ETHERTYPE_VLAN {
             return Some(Frame { dst, src, vlan: None, ethertype, payload: &bytes[14..] });
@@ -97,9 +84,9 @@ impl Arp {
         };
         Some(Arp {
             operation,
-            sender_mac: *bytes.get(8..)?.first_chunk()?,
+            sender_mac: Mac(*bytes.get(8..)?.first_chunk()?),
             sender: ipv4_at(bytes, 14)?,
-            target_mac: *bytes.get(18..)?.first_chunk()?,
+            target_mac: Mac(*bytes.get(18..)?.first_chunk()?),
             target: ipv4_at(bytes, 24)?,
         })
     }
@@ -113,9 +100,9 @@ impl Arp {
             Operation::Request => 1,
             Operation::Reply => 2,
         });
-        out.extend_from_slice(&self.sender_mac);
+        out.extend_from_slice(&self.sender_mac.0);
         out.extend_from_slice(&self.sender.octets());
-        out.extend_from_slice(&self.target_mac);
+        out.extend_from_slice(&self.target_mac.0);
         out.extend_from_slice(&self.target.octets());
         out.resize(60, 0);
         out
@@ -261,15 +248,16 @@ impl<'a> Icmp<'a> {
     }
 }
 
-/// The VXLAN packet that a frame carries.
-pub fn vxlan(frame: &[u8]) -> Option<Vxlan<'_>> {
-    Frame::parse(frame)?.ipv4()?.udp()?.vxlan()
+/// The VXLAN packet that a frame carries, in the packet between the ends of its tunnel.
+pub fn vxlan(frame: &[u8]) -> Option<(Ipv4<'_>, Vxlan<'_>)> {
+    let outer = Frame::parse(frame)?.ipv4()?;
+    Some((outer, outer.udp()?.vxlan()?))
 }
 
 pub fn ethernet_header(dst: Mac, src: Mac, ethertype: u16) -> [u8; ETHERNET_HEADER] {
     let mut header = [0; ETHERNET_HEADER];
-    header[..6].copy_from_slice(&dst);
-    header[6..12].copy_from_slice(&src);
+    header[..6].copy_from_slice(&dst.0);
+    header[6..12].copy_from_slice(&src.0);
     header[12..].copy_from_slice(&ethertype.to_be_bytes());
     header
 }
@@ -328,7 +316,7 @@ mod tests {
 
     const A: Ipv4Addr = Ipv4Addr::new(10, 5, 5, 7);
     const B: Ipv4Addr = Ipv4Addr::new(10, 5, 5, 1);
-    const MAC_A: Mac = [0xfa, 0x16, 0x3e, 1, 2, 3];
+    const MAC_A: Mac = Mac([0xfa, 0x16, 0x3e, 1, 2, 3]);
 
     fn in_ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
         [&ethernet_header(BROADCAST, MAC_A, ethertype)[..], payload].concat()
@@ -355,13 +343,13 @@ mod tests {
             operation: Operation::Reply,
             sender_mac: MAC_A,
             sender: A,
-            target_mac: [2, 0, 0, 0, 0, 9],
+            target_mac: Mac([2, 0, 0, 0, 0, 9]),
             target: B,
         };
-        let bytes = arp.frame([2, 0, 0, 0, 0, 9]);
+        let bytes = arp.frame(Mac([2, 0, 0, 0, 0, 9]));
         assert_eq!(bytes.len(), 60);
         let frame = Frame::parse(&bytes).unwrap();
-        assert_eq!((frame.src, frame.dst), (MAC_A, [2, 0, 0, 0, 0, 9]));
+        assert_eq!((frame.src, frame.dst), (MAC_A, Mac([2, 0, 0, 0, 0, 9])));
         assert_eq!(frame.arp(), Some(arp));
         assert_eq!(frame.ipv4(), None);
     }
@@ -372,7 +360,8 @@ mod tests {
         let vxlan_header = [0x08, 0, 0, 0, 0x01, 0x02, 0x03, 0];
         let outer = udp_packet(VXLAN_PORT, &[&vxlan_header[..], &inner].concat());
         let bytes = in_ethernet(ETHERTYPE_IPV4, &outer);
-        let seen = vxlan(&bytes).unwrap();
+        let (tunnel, seen) = vxlan(&bytes).unwrap();
+        assert_eq!((tunnel.src, tunnel.dst), (A, B));
         assert_eq!((seen.vni, seen.inner), (0x010203, &inner[..]));
 
         let elsewhere = in_ethernet(ETHERTYPE_IPV4, &udp_packet(4790, &vxlan_header));

@@ -182,9 +182,8 @@ impl Layers {
 
     /// Bytes free for this user where the layers are.
     pub fn free(&self) -> Result<u64> {
-        let v = rustix::fs::statvfs(&self.root)
-            .map_err(|e| self.cannot("cannot be asked for free space").because(e))?;
-        Ok(v.f_bavail.saturating_mul(v.f_frsize))
+        crate::fsutil::free_bytes(&self.root)
+            .map_err(|e| self.cannot("cannot be asked for free space").because(e))
     }
 
     /// Every layer, the last used first. One that cannot say what it is has no stage and is the

@@ -42,6 +42,16 @@ impl Client {
 
     /// Asks, and gives the answer with the connection: what follows is raw, or its end is news.
     pub async fn open(&self, request: &Request) -> Result<(Answer, UnixStream)> {
+        let (reply, stream) = self.exchange(request, VERSION).await?;
+        protocol::check_version(reply.version, self.pid())?;
+        match reply.said {
+            Said::Answer(answer) => Ok((answer, stream)),
+            Said::Refused(refusal) => Err(refusal.into()),
+        }
+    }
+
+    /// Asks in the protocol of `version`, and gives whatever reply comes.
+    async fn exchange(&self, request: &Request, version: u32) -> Result<(Reply, UnixStream)> {
         let mut stream = self.connect().await?;
         let nominal = match request {
             Request::Status | Request::Down | Request::Proxy => ANSWERS,
@@ -49,7 +59,7 @@ impl Client {
         };
         let asked = async {
             let request = serde_json::to_value(request)?;
-            protocol::write(&mut stream, &Ask { version: VERSION, request }).await?;
+            protocol::write(&mut stream, &Ask { version, request }).await?;
             protocol::read::<Reply>(&mut stream).await
         };
         let what = format!("the owner of lab {} to answer", self.place.name());
@@ -66,9 +76,18 @@ impl Client {
                     .hint("its log tells why")
             }));
         };
-        protocol::check_version(reply.version, self.pid())?;
+        Ok((reply, stream))
+    }
+
+    /// Asks the owner to end. [`Request::Down`] is the same in every version, so an owner of another
+    /// version is asked in its own.
+    async fn ask_down(&self) -> Result<UnixStream> {
+        let (mut reply, mut stream) = self.exchange(&Request::Down, VERSION).await?;
+        if reply.version != VERSION {
+            (reply, stream) = self.exchange(&Request::Down, reply.version).await?;
+        }
         match reply.said {
-            Said::Answer(answer) => Ok((answer, stream)),
+            Said::Answer(_) => Ok(stream),
             Said::Refused(refusal) => Err(refusal.into()),
         }
     }
@@ -116,7 +135,7 @@ impl Client {
             self.place.remove(&self.patience).await?;
             return Ok(false);
         }
-        let (_, mut stream) = self.open(&Request::Down).await?;
+        let mut stream = self.ask_down().await?;
         // Opened while the owner holds the other end: never another process of that pid.
         let pid = stream.peer_cred().ok().and_then(|cred| Pid::from_raw(cred.pid()?));
         // An owner within our own process, as tests have it, is gone when its place is.

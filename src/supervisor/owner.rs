@@ -2,7 +2,7 @@
 //! passes through one loop, so that two requests never meet in the middle of a machine.
 
 use super::cloud::Cloud;
-use super::fault::Fault;
+use super::fault::FaultRequest;
 use super::forward::{Forwards, Way};
 use super::handles::{Handles, Reach, Seen, no_node};
 use super::nodes::Resync;
@@ -424,29 +424,29 @@ impl Work<'_> {
         lab.node(name).ok_or_else(|| no_node(name, names.iter()))
     }
 
-    async fn fault(self, fault: Fault) -> Result<Answer> {
+    async fn fault(self, fault: FaultRequest) -> Result<Answer> {
         let alive = |node: &Node| match node.vm.death().cause() {
             Some(cause) => Err(Error::lab(format!("{} is dead: {cause}", node.name()))),
             None => Ok(()),
         };
         match fault {
-            Fault::Cut { network, node } => self.link(&network, node.as_deref(), false),
-            Fault::Heal { network, node } => self.link(&network, node.as_deref(), true),
-            Fault::Freeze { node } => {
+            FaultRequest::Cut { at } => self.link(&at.network, at.node.as_deref(), false),
+            FaultRequest::Heal { at } => self.link(&at.network, at.node.as_deref(), true),
+            FaultRequest::Freeze { node } => {
                 let node = self.node(&node)?;
                 alive(node)?;
                 node.vm.qmp().call(&qapi_qmp::stop {}).await?;
                 self.shared.now().frozen.insert(node.name().to_owned());
                 Ok(Answer::Done)
             }
-            Fault::Thaw { node } => {
+            FaultRequest::Thaw { node } => {
                 let node = self.node(&node)?;
                 alive(node)?;
                 node.vm.run().await?;
                 self.shared.now().frozen.remove(node.name());
                 Ok(Answer::Done)
             }
-            Fault::Kill { node } => {
+            FaultRequest::PowerCut { node } => {
                 let node = self.node(&node)?;
                 alive(node)?;
                 let all = self.running.lab.nodes().iter();
@@ -463,18 +463,23 @@ impl Work<'_> {
                 node.vm.kill().await;
                 Ok(Answer::Done)
             }
-            Fault::PowerOn { node } => self.power_on(&node).await,
-            Fault::Reset { node } => {
+            FaultRequest::PowerOn { node } => self.power_on(&node).await,
+            FaultRequest::Reset { node } => {
                 let node = self.node(&node)?;
                 alive(node)?;
                 node.vm.reset().await?;
                 Ok(Answer::Done)
             }
-            Fault::Fill { node } => self.fill(&node, true).await,
-            Fault::Free { node } => self.fill(&node, false).await,
-            Fault::Wire(wire) => {
-                seam::wire(&self.running.lab, &wire)?;
-                Ok(Answer::Done)
+            FaultRequest::Fill { node } => self.fill(&node, true).await,
+            FaultRequest::Free { node } => self.fill(&node, false).await,
+            FaultRequest::Partition { network, groups } => {
+                seam::partition(&self.running.lab, &network, &groups).map(|()| Answer::Done)
+            }
+            FaultRequest::Disturb { at, impairment, seed } => {
+                seam::disturb(&self.running.lab, &at, impairment, seed).map(|()| Answer::Done)
+            }
+            FaultRequest::Clear { network } => {
+                seam::clear(&self.running.lab, &network).map(|()| Answer::Done)
             }
         }
     }

@@ -2,7 +2,7 @@
 //! bytes both ways until either side closes.
 
 use super::cloud::Cloud;
-use super::fault::Fault;
+use super::fault::FaultRequest;
 use super::status::Status;
 use crate::error::{Error, FailureCause, Kind, Result};
 use crate::secret::Redactor;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Counts up with every change that the other side would misread. A process older or newer than
 /// its lab's owner is told so before anything is done.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// No line of either side is longer (bytes).
 const LONGEST: usize = 1 << 20;
@@ -54,7 +54,7 @@ pub enum Request {
     },
     /// The HTTP proxy into the lab, and the cloud where one was provisioned.
     Proxy,
-    Fault(Fault),
+    Fault(FaultRequest),
     /// pcapng as raw bytes until the client closes.
     Capture {
         network: String,
@@ -197,7 +197,9 @@ pub fn versions_differ(theirs: u32, owner: Option<u32>) -> Error {
     Error::lab(format!(
         "another version of stackproof owns this lab: it speaks protocol {theirs}, this one {VERSION}"
     ))
-    .hint(format!("use the binary that started it, or end the lab with `kill {pid}`"))
+    .hint(format!(
+        "use the binary that started it, or end the lab: `stackproof lab down`, else `kill {pid}`"
+    ))
 }
 
 pub fn check_version(version: u32, owner: Option<u32>) -> Result<()> {

@@ -1,14 +1,14 @@
 //! Where the owner of a lab meets the lab's rooms: one function for each thing that it asks of them.
 
 use super::cloud::Cloud;
-use super::fault::{Disturbance, Wire};
+use super::fault::{NodeGroup, PortName};
 use super::nodes::{self, Resync};
 use super::status::Heartbeats;
 use crate::error::{Context, Error, Kind, Result};
 use crate::lab::admission::{self, Room};
 use crate::lab::checkpoint::{After, Checkpoint, Notes};
 use crate::lab::spec::LabSpec;
-use crate::lab::switch::{Direction, Fault, Probability, check_rate};
+use crate::lab::switch::{Direction, Impairment};
 use crate::lab::{Lab, LabOptions};
 use crate::secret::{Redactor, Secret};
 use crate::wait::Patience;
@@ -17,7 +17,6 @@ use std::io::{self, Write};
 use std::os::unix::net::UnixStream as Socket;
 use std::path::Path;
 use std::pin::Pin;
-use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
@@ -184,56 +183,31 @@ fn hide_strings(value: &Value, redactor: &Redactor) {
     }
 }
 
-/// Disturbances and partitions.
-pub fn wire(lab: &Lab, wire: &Wire) -> Result<()> {
-    let switch = lab.switch();
-    let port = |node: &str, network: &str| format!("{node}/{network}");
-    match wire {
-        Wire::Partition { network, groups } => {
-            let of = |group: &Vec<String>| group.iter().map(|n| port(n, network)).collect();
-            let groups: Vec<Vec<String>> = groups.iter().map(of).collect();
-            switch.find(network)?.partition(&groups)
-        }
-        Wire::Disturb { network, node, disturbance } => {
-            let fault = fault(disturbance)?;
-            let found = switch.find(network)?;
-            // The seed is the whole lab's: the fate of a frame follows from it, its port and its
-            // number.
-            switch.set_seed(disturbance.seed);
-            match node {
-                Some(node) => found.set_fault(&port(node, network), Direction::From, Some(fault)),
-                None => {
-                    found.set_fault_everywhere(Direction::From, Some(fault));
-                    Ok(())
-                }
-            }
-        }
-        Wire::Clear { network } => {
-            let found = switch.find(network)?;
-            found.heal();
-            found.set_fault_everywhere(Direction::From, None);
-            Ok(())
-        }
-    }
+/// Nodes of different groups do not hear each other on the network.
+pub fn partition(lab: &Lab, network: &str, groups: &[NodeGroup]) -> Result<()> {
+    let of = |group: &NodeGroup| group.0.iter().map(|n| format!("{n}/{network}")).collect();
+    let groups: Vec<Vec<String>> = groups.iter().map(of).collect();
+    lab.switch().find(network)?.partition(&groups)
 }
 
-fn fault(wanted: &Disturbance) -> Result<Fault> {
-    let share = |percent: Option<f64>| match percent {
-        None => Ok(Probability::NEVER),
-        Some(percent) => format!("{percent}%").parse(),
-    };
-    let time = |ms: Option<f64>| {
-        Duration::try_from_secs_f64(ms.unwrap_or(0.0) / 1000.0)
-            .map_err(|e| Error::input("no time that a frame could wait").because(e))
-    };
-    Ok(Fault {
-        loss: share(wanted.loss_percent)?,
-        duplicate: share(wanted.duplicate_percent)?,
-        reorder: share(wanted.reorder_percent)?,
-        latency: time(wanted.latency_ms)?,
-        jitter: time(wanted.jitter_ms)?,
-        bandwidth: wanted.bandwidth.map(check_rate).transpose()?,
-    })
+/// Impairs what comes from one port of a network, or from all.
+pub fn disturb(lab: &Lab, at: &PortName, impairment: Impairment, seed: u64) -> Result<()> {
+    let found = lab.switch().find(&at.network)?;
+    // The seed is the whole lab's: the fate of a frame follows from it, its port and its number.
+    lab.switch().set_seed(seed);
+    if at.node.is_some() {
+        return found.set_fault(&at.to_string(), Direction::From, Some(impairment));
+    }
+    found.set_fault_everywhere(Direction::From, Some(impairment));
+    Ok(())
+}
+
+/// Ends partitions and disturbances of a network.
+pub fn clear(lab: &Lab, network: &str) -> Result<()> {
+    let found = lab.switch().find(network)?;
+    found.heal();
+    found.set_fault_everywhere(Direction::From, None);
+    Ok(())
 }
 
 /// Writes pcapng into a client's stream until either ends.
@@ -307,25 +281,6 @@ impl Write for Patient {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_disturbance_is_the_fault_that_it_says() {
-        let wanted = Disturbance {
-            loss_percent: Some(2.5),
-            latency_ms: Some(20.0),
-            bandwidth: Some(10_000_000),
-            ..Disturbance::default()
-        };
-        let expected: Fault = "loss=2.5% latency=20ms rate=10mbit".parse().unwrap();
-        assert_eq!(fault(&wanted).unwrap(), expected);
-        let more = Disturbance { loss_percent: Some(101.0), ..Disturbance::default() };
-        assert!(fault(&more).is_err());
-        let back = Disturbance { latency_ms: Some(-1.0), ..Disturbance::default() };
-        assert!(fault(&back).is_err());
-        let none = Disturbance { bandwidth: Some(0), ..Disturbance::default() };
-        let e = fault(&none).unwrap_err();
-        assert!(e.hint_text().unwrap().contains("cut"), "{e}");
-    }
 
     #[test]
     fn every_secret_of_a_checkpoints_notes_is_hidden() {

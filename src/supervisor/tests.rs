@@ -16,6 +16,8 @@ use crate::lab::outside::Leg;
 use crate::lab::switch::Switch;
 use crate::secret::Redactor;
 use crate::wait::{Patience, Speed};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -97,7 +99,7 @@ async fn a_lab_that_starts_answers_how_far_it_is_and_refuses_what_needs_machines
     assert_eq!(status.pid, std::process::id());
     let e = home.client().dial("a", 22).await.unwrap_err();
     assert!(e.message().contains("booting"), "{e}");
-    let heal = super::fault::Fault::Thaw { node: "a".into() };
+    let heal = super::fault::FaultRequest::Thaw { node: "a".into() };
     assert!(home.client().ask(&Request::Fault(heal)).await.is_err());
 }
 
@@ -260,10 +262,37 @@ async fn an_owner_of_another_version_is_told_by_the_client() {
 }
 
 #[tokio::test]
+async fn an_owner_of_an_older_version_is_ended() {
+    let home = Home::new();
+    let mut claim = home.place().claim("two-node", &patience()).await.unwrap();
+    let listener = socket::listen(&home.place().dir(), SOCKET).unwrap();
+    let older = VERSION - 1;
+    let owner = async {
+        let said = |said| Reply { version: older, said };
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let ask: Ask = protocol::read(&mut stream).await.unwrap().unwrap();
+        assert_eq!(ask.version, VERSION);
+        let differ = protocol::versions_differ(VERSION, None);
+        let refusal = protocol::Refusal::of(&differ, &Redactor::default());
+        protocol::write(&mut stream, &said(Said::Refused(refusal))).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let ask: Ask = protocol::read(&mut stream).await.unwrap().unwrap();
+        assert_eq!((ask.version, ask.request["do"].as_str()), (older, Some("down")));
+        protocol::write(&mut stream, &said(Said::Answer(Answer::Done))).await.unwrap();
+        claim.remove();
+        drop(claim);
+    };
+    let client = home.client();
+    let (ran, ()) = tokio::join!(client.down(), owner);
+    assert!(ran.unwrap());
+}
+
+#[tokio::test]
 async fn nonsense_ends_its_own_connection_and_nothing_else() {
     let home = Home::new();
     let _owner = home.owner().await;
-    for line in ["nonsense\n", "{}\n", "{\"version\": 1, \"request\": {\"do\": \"fly\"}}\n"] {
+    let unknown = format!("{{\"version\": {VERSION}, \"request\": {{\"do\": \"fly\"}}}}\n");
+    for line in ["nonsense\n", "{}\n", &unknown] {
         let Said::Refused(_) = raw(&home, line).await.unwrap().said else { panic!("{line}") };
     }
     // A client that dies in the middle of its line.
@@ -437,7 +466,7 @@ async fn through(proxy: &Proxy, head: &str, body: &[u8]) -> String {
 fn password(proxy: &Proxy) -> String {
     let url = proxy.url.reveal();
     let given = url.strip_prefix("http://").unwrap().split('@').next().unwrap();
-    format!("Proxy-Authorization: Basic {}\r\n", super::proxy::base64(given.as_bytes()))
+    format!("Proxy-Authorization: Basic {}\r\n", BASE64_STANDARD.encode(given))
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use crate::bench::{Bench, COMMAND, leg, run};
 use crate::registry::Test;
 use stackproof::engine::transport::Ssh;
 use stackproof::error::{Error, Result};
-use stackproof::lab::switch::{Direction, Fault, Network};
+use stackproof::lab::switch::{Direction, Impairment, Network};
 use stackproof::lab::wire::{ECHO_REPLY, ECHO_REQUEST, Frame};
 use stackproof::lab::{Lab, Node};
 use stackproof::wait::Poll;
@@ -102,7 +102,7 @@ fn answers(said: &str) -> Option<(u32, Option<Duration>)> {
     Some((received, least.map(|ms| Duration::from_secs_f64(ms / 1000.0))))
 }
 
-fn fault(text: &str) -> Option<Fault> {
+fn fault(text: &str) -> Option<Impairment> {
     Some(text.parse().expect("a fault"))
 }
 

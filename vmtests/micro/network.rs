@@ -109,7 +109,7 @@ async fn cut_link() -> Result<()> {
             }
         })
         .await?;
-    assert_eq!(mac, node.spec.nics[0].mac.0);
+    assert_eq!(mac, node.spec.nics[0].mac);
 
     node.vm.set_link(MANAGEMENT, false)?;
     assert_eq!(leg.ping(at, SILENCE).await?, None, "through a cut link");

@@ -63,10 +63,11 @@ pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Vec<NotRu
     let guests = async {
         let ours = guests::ours(work, &store, &root).await?;
         let peers = guests::peers(work, &store, &root, &ours).await?;
-        Ok::<_, Error>((ours, peers))
+        let leases = [store.lease(&ours.dir)?, store.lease(&peers.shell)?];
+        Ok::<_, Error>((ours, peers, leases))
     };
     match guests.await {
-        Ok((built, peers)) => {
+        Ok((built, peers, _leases)) => {
             let (rows, missing) = beside(work, &spec, &built, &peers, &options).await?;
             numbers.extend(rows);
             not_run.extend(missing);

@@ -2,7 +2,7 @@
 
 use super::guests::Peers;
 use crate::engine::quote;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result, last_lines};
 use crate::host::tool::Tool;
 use crate::lab::accel::Accel;
 use crate::lab::hypervisor::Hypervisor;
@@ -287,9 +287,7 @@ impl Talk {
         let out = patience.within(what, ANSWERS, &Death::never(), heard).await;
         out.map_err(|e| {
             let errors = fs::read(dir.join("errors")).unwrap_or_default();
-            let errors = String::from_utf8_lossy(&errors).into_owned();
-            let last: Vec<_> = errors.lines().rev().take(5).map(str::to_owned).collect();
-            e.evidence(last.into_iter().rev())
+            e.evidence(last_lines(&String::from_utf8_lossy(&errors), 5))
         })
     }
 

@@ -1,6 +1,7 @@
 //! `stackproof lab`: what can be asked of a lab that runs.
 
 use crate::cli::args::{AccelChoice, OnOff, Virtualization};
+use crate::supervisor::fault::{FaultRequest, PortName};
 use clap::{Args, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -142,11 +143,11 @@ pub enum LabVerb {
     },
     /// Disturb the lab: cables, machines, the wire
     #[command(subcommand)]
-    Fault(Fault),
+    Fault(FaultRequest),
     /// Capture a network or a port as pcapng, until Ctrl-C
     Capture {
         #[arg(value_name = "NETWORK|NODE/NETWORK")]
-        what: String,
+        what: PortName,
         /// Written anew (0600); `-` is standard output, for `| wireshark -k -i -`
         #[arg(long, short, value_name = "FILE.pcapng")]
         output: PathBuf,
@@ -192,82 +193,5 @@ impl Up {
     /// The lab to boot.
     pub fn lab(&self) -> &str {
         self.lab.as_deref().unwrap_or("two-node")
-    }
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Fault {
-    /// Pull a cable (NODE/NETWORK), or all of a network; the guests are not told
-    Cut {
-        #[arg(value_name = "NETWORK|NODE/NETWORK")]
-        what: String,
-    },
-    /// Put it back
-    Heal {
-        #[arg(value_name = "NETWORK|NODE/NETWORK")]
-        what: String,
-    },
-    /// Split a network: nodes of different groups do not hear each other. Whoever is in no group is
-    /// cut off from all of them: so is this host, so that `lab ssh`, `exec` and forwards through this
-    /// network wait for `clear`
-    Partition {
-        network: String,
-        /// Nodes by comma, a group each: `a,b c`
-        #[arg(required = true, num_args = 2.., value_name = "NODE,NODE")]
-        groups: Vec<String>,
-    },
-    /// Lose, delay, duplicate or reorder frames; deterministic for a seed
-    Disturb {
-        #[arg(value_name = "NETWORK|NODE/NETWORK")]
-        what: String,
-        /// Percent of frames
-        #[arg(long, value_name = "PERCENT", value_parser = percent)]
-        loss: Option<f64>,
-        /// Percent of frames
-        #[arg(long, value_name = "PERCENT", value_parser = percent)]
-        duplicate: Option<f64>,
-        /// Percent of frames
-        #[arg(long, value_name = "PERCENT", value_parser = percent)]
-        reorder: Option<f64>,
-        #[arg(long, value_name = "MS", value_parser = millis)]
-        latency: Option<f64>,
-        #[arg(long, value_name = "MS", value_parser = millis)]
-        jitter: Option<f64>,
-        /// Bits a second
-        #[arg(long, value_name = "BITS")]
-        bandwidth: Option<u64>,
-        #[arg(long, default_value_t = 0)]
-        seed: u64,
-    },
-    /// End partitions and disturbances of a network
-    Clear { network: String },
-    /// Stop a node's processors
-    Freeze { node: String },
-    /// Let them go on
-    Thaw { node: String },
-    /// End a node as a power failure would, unless it is the last one that is on
-    #[command(alias = "kill")]
-    PowerCut { node: String },
-    /// Switch a dead node on again, on its disk as it was left, and wait for its SSH server
-    PowerOn { node: String },
-    /// Press a node's reset button
-    Reset { node: String },
-    /// Fill a node's disk up to the last byte, from within
-    Fill { node: String },
-    /// Give the room back that `fill` took
-    Free { node: String },
-}
-
-fn percent(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(p) if (0.0..=100.0).contains(&p) => Ok(p),
-        _ => Err("a number from 0 to 100 is wanted".into()),
-    }
-}
-
-fn millis(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(ms) if (0.0..=60_000.0).contains(&ms) => Ok(ms),
-        _ => Err("milliseconds from 0 to 60000 are wanted".into()),
     }
 }

@@ -1,6 +1,5 @@
 //! The verbs that ask a lab's owner for something and show what came.
 
-use super::args::Fault as Asked;
 use super::kept;
 use super::{stdio, which};
 use crate::cli::print;
@@ -10,7 +9,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::fsutil::{self, NamedWriter, WriteTarget};
 use crate::secret::Secret;
 use crate::supervisor::client::unexpected;
-use crate::supervisor::fault::{self, Disturbance, Fault, Wire};
+use crate::supervisor::fault::{FaultRequest, PortName};
 use crate::supervisor::protocol::{Answer, Request};
 use crate::supervisor::{Client, cloud};
 use crate::wait::Death;
@@ -182,64 +181,19 @@ pub async fn restore(work: &Work, client: &Client, name: &str) -> Result<()> {
     client.ask(&Request::Restore { from: kept.dir.clone() }).await.map(drop)
 }
 
-pub async fn fault(client: &Client, asked: Asked) -> Result<()> {
-    let fault = translate(asked)?;
+pub async fn fault(client: &Client, fault: FaultRequest) -> Result<()> {
     client.ask(&Request::Fault(fault)).await.map(drop)
-}
-
-fn translate(asked: Asked) -> Result<Fault> {
-    Ok(match asked {
-        Asked::Cut { what } => {
-            let (node, network) = fault::port(&what)?;
-            Fault::Cut { network, node }
-        }
-        Asked::Heal { what } => {
-            let (node, network) = fault::port(&what)?;
-            Fault::Heal { network, node }
-        }
-        Asked::Freeze { node } => Fault::Freeze { node },
-        Asked::Thaw { node } => Fault::Thaw { node },
-        Asked::PowerCut { node } => Fault::Kill { node },
-        Asked::PowerOn { node } => Fault::PowerOn { node },
-        Asked::Reset { node } => Fault::Reset { node },
-        Asked::Fill { node } => Fault::Fill { node },
-        Asked::Free { node } => Fault::Free { node },
-        Asked::Partition { network, groups } => {
-            let groups = groups.iter().map(|g| g.split(',').map(str::to_owned).collect()).collect();
-            Fault::Wire(Wire::Partition { network, groups })
-        }
-        Asked::Disturb { what, loss, duplicate, reorder, latency, jitter, bandwidth, seed } => {
-            let (node, network) = fault::port(&what)?;
-            let disturbance = Disturbance {
-                seed,
-                loss_percent: loss,
-                duplicate_percent: duplicate,
-                reorder_percent: reorder,
-                latency_ms: latency,
-                jitter_ms: jitter,
-                bandwidth,
-            };
-            if disturbance == (Disturbance { seed, ..Disturbance::default() }) {
-                return Err(Error::input("nothing is to be disturbed").hint(
-                    "give one of --loss, --latency, --jitter, --bandwidth, --duplicate, \
-                           --reorder; `lab fault clear NETWORK` ends all of them",
-                ));
-            }
-            Fault::Wire(Wire::Disturb { network, node, disturbance })
-        }
-        Asked::Clear { network } => Fault::Wire(Wire::Clear { network }),
-    })
 }
 
 /// Until `told` or the lab's end: both are its ordinary end.
 pub async fn capture(
     work: &Work,
     client: &Client,
-    what: &str,
+    what: PortName,
     output: &Path,
     told: oneshot::Receiver<()>,
 ) -> Result<()> {
-    let (node, network) = fault::port(what)?;
+    let PortName { network, node } = what;
     let (_, stream) = client.open(&Request::Capture { network, node }).await?;
     if output == Path::new("-") {
         return drain(work, stream, stdio::output, told).await;
@@ -329,27 +283,5 @@ mod tests {
         assert_eq!(read(&clouds), ours.reveal());
         write_logins(&files, false).unwrap();
         assert_eq!(rc.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_disturbance_of_nothing_is_refused() {
-        let asked = |loss| Asked::Disturb {
-            what: "a/management".into(),
-            loss,
-            duplicate: None,
-            reorder: None,
-            latency: None,
-            jitter: None,
-            bandwidth: None,
-            seed: 7,
-        };
-        assert!(translate(asked(None)).is_err());
-        let Fault::Wire(Wire::Disturb { node, disturbance, .. }) =
-            translate(asked(Some(2.5))).unwrap()
-        else {
-            panic!("a disturbance")
-        };
-        assert_eq!((node.as_deref(), disturbance.loss_percent), (Some("a"), Some(2.5)));
-        assert_eq!(disturbance.seed, 7);
     }
 }

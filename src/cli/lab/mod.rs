@@ -4,6 +4,7 @@ pub mod args;
 mod ask;
 mod cp;
 mod exec;
+mod impairment;
 mod kept;
 mod own;
 mod show;
@@ -31,7 +32,7 @@ pub async fn run(session: Session, lab: Lab) -> Result<ExitCode> {
             session
                 .conduct_until_told(|work, told| async move {
                     let client = which::running(&work, name)?;
-                    ask::capture(&work, &client, &what, &output, told).await?;
+                    ask::capture(&work, &client, what, &output, told).await?;
                     Ok(ExitCode::SUCCESS)
                 })
                 .await

@@ -9,6 +9,7 @@ use crate::cloud::proof::outside::{Connected, Outside, Wanted, Wire};
 use crate::cloud::proof::vxlan;
 use crate::cloud::{Later, Stream};
 use crate::error::{Error, Result};
+use crate::lab::mac::Mac;
 use crate::lab::outside::{ConnectFailure, Echo, Neighbour};
 use crate::lab::wire::{Arp, BROADCAST, ETHERTYPE_IPV4, Operation, echo_request, ethernet_header};
 use bytes::Bytes;
@@ -90,10 +91,10 @@ impl State {
         if self.faults.no_vxlan || !far {
             return;
         }
-        let mac = vxlan::mac(INSTANCE_MAC).unwrap();
+        let mac = INSTANCE_MAC.parse().unwrap();
         for frame in [
-            vxlan::tests::frame(HOST, COMPUTE, VNI, mac, [1; 6]),
-            vxlan::tests::frame(COMPUTE, HOST, VNI, [1; 6], mac),
+            vxlan::tests::frame(HOST, COMPUTE, VNI, mac, Mac([1; 6])),
+            vxlan::tests::frame(COMPUTE, HOST, VNI, Mac([1; 6]), mac),
         ] {
             for wanted in &self.taps {
                 wanted(&frame);
@@ -175,10 +176,10 @@ impl State {
 
 /// Ours on the external network.
 const US: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 1);
-const ROUTER_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 0, 1, 1];
+const ROUTER_MAC: Mac = Mac([0xfa, 0x16, 0x3e, 0, 1, 1]);
 
 fn packet(src: Ipv4Addr, dst: Ipv4Addr) -> Vec<u8> {
-    let header = ethernet_header([2; 6], ROUTER_MAC, ETHERTYPE_IPV4);
+    let header = ethernet_header(Mac([2; 6]), ROUTER_MAC, ETHERTYPE_IPV4);
     [&header[..], &echo_request(src, dst, 1, 1, b"x")].concat()
 }
 
@@ -216,9 +217,9 @@ impl Outside for Mock {
         Box::pin(async move {
             let request = Arp {
                 operation: Operation::Request,
-                sender_mac: [2; 6],
+                sender_mac: Mac([2; 6]),
                 sender: US,
-                target_mac: [0; 6],
+                target_mac: Mac([0; 6]),
                 target: who,
             };
             let known = self.with(|s| {

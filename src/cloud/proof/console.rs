@@ -1,6 +1,6 @@
 //! What an instance's serial console says.
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, last_lines};
 use std::net::Ipv4Addr;
 
 /// How a kind of image shows on its console that it is up.
@@ -83,13 +83,6 @@ fn has_word(all: &str, text: &str) -> bool {
         let digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
         !digit(before) && !digit(after)
     })
-}
-
-/// The last `count` lines that say something.
-pub fn last_lines(text: &str, count: usize) -> Vec<String> {
-    let lines: Vec<_> =
-        text.lines().map(|l| l.trim_end().to_owned()).filter(|l| !l.is_empty()).collect();
-    lines[lines.len().saturating_sub(count)..].to_vec()
 }
 
 #[cfg(test)]

@@ -186,6 +186,7 @@ pub fn judge(target: Ipv4Addr, control: Ipv4Addr, seen: &Seen) -> Result<String>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::mac::Mac;
     use crate::lab::wire::{Arp, BROADCAST, ETHERTYPE_IPV4, echo_request, ethernet_header};
 
     const T: Ipv4Addr = Ipv4Addr::new(10, 5, 5, 12);
@@ -233,11 +234,11 @@ mod tests {
     fn frames_are_counted_by_what_they_say_of_the_address() {
         let counts = Counts::default();
         let arp = |operation, sender, target| {
-            let mac = [2, 0, 0, 0, 0, 1];
-            Arp { operation, sender_mac: mac, sender, target_mac: [0; 6], target }.frame(BROADCAST)
+            let (sender_mac, target_mac) = (Mac([2, 0, 0, 0, 0, 1]), Mac([0; 6]));
+            Arp { operation, sender_mac, sender, target_mac, target }.frame(BROADCAST)
         };
         let packet = |src, dst| {
-            let header = ethernet_header(BROADCAST, [2; 6], ETHERTYPE_IPV4);
+            let header = ethernet_header(BROADCAST, Mac([2; 6]), ETHERTYPE_IPV4);
             [&header[..], &echo_request(src, dst, 1, 1, b"x")].concat()
         };
         for frame in [

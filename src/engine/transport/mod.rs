@@ -11,7 +11,7 @@ pub use local::Local;
 pub use ssh::{Connector, Ssh, Stream};
 
 use super::quote;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, last_lines};
 use bytes::Bytes;
 use std::fmt::Debug;
 use std::pin::Pin;
@@ -28,14 +28,8 @@ pub struct Output {
 impl Output {
     /// The last lines of stderr, for an error's evidence.
     pub fn stderr_tail(&self, lines: usize) -> Vec<String> {
-        tail(&String::from_utf8_lossy(&self.stderr), lines)
+        last_lines(&String::from_utf8_lossy(&self.stderr), lines)
     }
-}
-
-/// The last non-empty lines of a text.
-pub fn tail(text: &str, lines: usize) -> Vec<String> {
-    let all: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
-    all[all.len().saturating_sub(lines)..].iter().map(|l| (*l).to_owned()).collect()
 }
 
 /// Called with each piece of standard output as it comes.

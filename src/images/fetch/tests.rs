@@ -1,12 +1,10 @@
 use super::super::digest::Algorithm;
+use super::super::manifest::NewestRule;
 use super::*;
 use crate::wait::Speed;
 use server::{Reply, Request, Server};
 use std::path::Path;
 use tokio::sync::mpsc::UnboundedReceiver;
-
-#[path = "server.rs"]
-mod server;
 
 /// A qcow2 image that QEMU made, and some data behind its tables; `seed` makes the data differ.
 fn image(seed: u8) -> Vec<u8> {
@@ -609,6 +607,16 @@ async fn a_busy_server_is_given_up_in_the_end() {
     let e = Bench::new(&image(0), &[url]).fetch().await.unwrap_err();
     says(&e, "503");
     assert_eq!(server.requests().len(), 1 + RETRIES as usize);
+}
+
+#[tokio::test]
+async fn a_removed_build_leads_to_the_update() {
+    let (_server, url) = serve(|_, _| Reply::new(404, ""));
+    let mut bench = Bench::new(&image(0), std::slice::from_ref(&url));
+    let (index, url) = (url.clone(), url.replace("tiny", "tiny-{build}"));
+    bench.pin().newest = Some(Box::new(NewestRule { index, url, sums_url: None }));
+    let e = bench.fetch().await.unwrap_err();
+    assert!(e.hint_text().unwrap().contains("stackproof images update tiny"), "{e:?}");
 }
 
 #[tokio::test]

@@ -215,6 +215,8 @@ impl Lab {
         patience.events.node(&spec.name, "restoring", 0, 2);
         let from = saved.folder.join(&record.name);
         let dir = self.dir.subdir(&record.name)?;
+        let image = record.image.boot();
+        let lease = image.lease()?;
         // Names of our own for the files: the checkpoint may be removed while the lab runs.
         link(&from.join(SEED), &dir.join(SEED))?;
         let layers = record.layers.len();
@@ -226,13 +228,12 @@ impl Lab {
         let size = read_header(&below.top())?.virtual_size;
         options.hypervisor.layer(&below, &disk, size).await?;
         let host_key = saved.key(&Path::new(&record.name).join(manifest::HOST_KEY))?;
-        let image = record.image.boot();
         let mut machine = self.spec.machine(spec, &image, &disk, options);
         let (memory, devices) = (from.join(manifest::MEMORY), dir.join(WITHOUT_PAGES));
         let mapped = mapped::split(&memory, machine.memory, &devices)?;
         let load = if mapped.is_some() { &devices } else { &memory };
         machine.incoming = Some(mapped.clone().map_or(Incoming::Read, Incoming::Mapped));
-        let kit = Kit { machine, image, host_key, disk };
+        let kit = Kit { machine, image, host_key, disk, lease };
         let node = self.power_on(spec, kit, options, patience, redactor, start).await?;
         node.vm.load_memory(load).await?;
         if let Some(mapped) = mapped {

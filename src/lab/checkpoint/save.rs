@@ -181,9 +181,8 @@ impl Lab {
     /// Refuses before anything is stopped when the disk cannot take the memory.
     fn check_room(&self, folder: &Path) -> Result<()> {
         let needed = self.checkpoint_size()?;
-        let stat = rustix::fs::statvfs(folder)
+        let free = crate::fsutil::free_bytes(folder)
             .doing(Kind::Host, || format!("cannot ask for the room in {}", folder.display()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         if needed > free {
             let (needed, free) = (Bytes(needed), Bytes(free));
             let message = format!("the checkpoint may take {needed}, and {free} are free there");

@@ -115,6 +115,25 @@ async fn everything_is_in_place_before_a_guest_runs_and_gone_when_stopped() {
 }
 
 #[tokio::test]
+async fn a_lab_keeps_its_image_in_the_store() {
+    let mut bench = Bench::new().await;
+    let store = store::Store::open(bench.root.path().join("store")).unwrap();
+    let disk = bench.image.disk.clone();
+    let make = async |dir: PathBuf| {
+        std::fs::copy(&disk, dir.join("disk.qcow2")).unwrap();
+        Ok(())
+    };
+    let built = store.make_derived("empty-1", &patience(1.0), make).await.unwrap();
+    bench.image.disk = built.join("disk.qcow2");
+    let lab = bench.prepare().await;
+    let all = store::GcPolicy::default();
+    assert_eq!(store.gc(&all).unwrap().in_use, std::slice::from_ref(&built));
+    lab.stop().await.unwrap();
+    assert_eq!(store.gc(&all).unwrap().removed.len(), 1);
+    assert!(!built.exists());
+}
+
+#[tokio::test]
 async fn no_secret_is_an_argument_of_qemu() {
     let bench = Bench::new().await;
     let lab = bench.prepare().await;

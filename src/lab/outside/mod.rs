@@ -12,8 +12,8 @@ mod tests;
 
 pub use tcp::{ConnectFailure, Listener, TcpStream, Unreachable};
 
+use super::mac::Mac;
 use super::switch::{Counters, Network, Port, Station};
-use super::wire::Mac;
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use neighbour::ASK_AGAIN;
@@ -65,7 +65,7 @@ pub struct Echo {
 /// What the leg knows of a neighbour's hardware address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Neighbour {
-    Known([u8; 6]),
+    Known(Mac),
     /// Asked and nobody answered: the kernel would say INCOMPLETE.
     Incomplete,
 }

@@ -5,7 +5,8 @@
 //! was not confirmed for [`FRESH`] is asked for again while it is used, whoever answers last is
 //! believed (a floating IP moves, a machine is replaced), and nothing is believed for ever.
 
-use crate::lab::wire::{self, Arp, BROADCAST, ETHERTYPE_IPV4, Mac, Operation};
+use crate::lab::mac::Mac;
+use crate::lab::wire::{self, Arp, BROADCAST, ETHERTYPE_IPV4, Operation};
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -109,7 +110,7 @@ impl Neighbours {
         let sane = !arp.sender.is_unspecified()
             && !arp.sender.is_broadcast()
             && arp.sender != self.address
-            && !wire::is_group(&arp.sender_mac);
+            && !arp.sender_mac.is_group();
         // As in Linux: whoever speaks to us becomes known, others only refresh what is known.
         // That takes in the announcements (gratuitous ARP) of an address that moved.
         if sane && (for_us || self.entries.contains_key(&arp.sender)) {
@@ -122,7 +123,7 @@ impl Neighbours {
                 out.push_back(frame.into());
             }
         }
-        if for_us && arp.operation == Operation::Request && !wire::is_group(&arp.sender_mac) {
+        if for_us && arp.operation == Operation::Request && !arp.sender_mac.is_group() {
             let reply = Arp {
                 operation: Operation::Reply,
                 sender_mac: self.mac,
@@ -183,8 +184,13 @@ impl Entry {
 }
 
 fn request(mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Bytes {
-    let arp =
-        Arp { operation: Operation::Request, sender_mac: mac, sender, target_mac: [0; 6], target };
+    let arp = Arp {
+        operation: Operation::Request,
+        sender_mac: mac,
+        sender,
+        target_mac: Mac([0; 6]),
+        target,
+    };
     arp.frame(BROADCAST).into()
 }
 
@@ -203,12 +209,12 @@ mod tests {
 
     const US: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 1);
     const PEER: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 10);
-    const OUR_MAC: Mac = [2, 0, 0, 0, 0, 1];
-    const OLD: Mac = [2, 0, 0, 0, 0, 0x10];
-    const NEW: Mac = [2, 0, 0, 0, 0, 0x20];
+    const OUR_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const OLD: Mac = Mac([2, 0, 0, 0, 0, 0x10]);
+    const NEW: Mac = Mac([2, 0, 0, 0, 0, 0x20]);
 
     fn says(operation: Operation, mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Arp {
-        Arp { operation, sender_mac: mac, sender, target_mac: [0; 6], target }
+        Arp { operation, sender_mac: mac, sender, target_mac: Mac([0; 6]), target }
     }
 
     fn reply(mac: Mac) -> Arp {

@@ -5,7 +5,8 @@ use super::device::Device;
 use super::neighbour::Neighbours;
 use super::ntp;
 use super::ports::Ports;
-use crate::lab::wire::{self, Frame, Ipv4, Mac};
+use crate::lab::mac::Mac;
+use crate::lab::wire::{self, Frame, Ipv4};
 use bytes::Bytes;
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{self, State};
@@ -131,7 +132,7 @@ impl Stack {
     pub fn new(address: Ipv4Addr, prefix: u8, seed: u64) -> Stack {
         let [a, b, c, d] = address.octets();
         // Locally administered, and the same in every run: captures stay readable.
-        let mac = [0x02, 0x73, a, b, c, d];
+        let mac = Mac([0x02, 0x73, a, b, c, d]);
         let mut device = Device::default();
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;

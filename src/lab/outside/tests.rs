@@ -12,8 +12,8 @@ const PEER: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 10);
 const NOBODY: Ipv4Addr = Ipv4Addr::new(172, 24, 4, 99);
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(60);
-const OLD: Mac = [2, 0, 0, 0, 0, 0x10];
-const NEW: Mac = [2, 0, 0, 0, 0, 0x20];
+const OLD: Mac = Mac([2, 0, 0, 0, 0, 0x10]);
+const NEW: Mac = Mac([2, 0, 0, 0, 0, 0x20]);
 
 fn at(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(PEER, port)
@@ -589,7 +589,7 @@ async fn an_announcement_moves_pings_and_connections_to_the_new_owner() {
         operation: Operation::Request,
         sender_mac: NEW,
         sender: PEER,
-        target_mac: [0; 6],
+        target_mac: Mac([0; 6]),
         target: PEER,
     };
     new.to_switch.send(announcement.frame(BROADCAST).into()).await.unwrap();

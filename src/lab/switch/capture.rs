@@ -5,7 +5,7 @@
 //! frame that a fault took is not there, and a late one has its late time. In a capture of a
 //! network each port is an interface, and a frame is there once for each port that it passed.
 
-use super::fault::Direction;
+use super::impairment::Direction;
 use super::pcapng;
 use super::table::Domain;
 use crate::error::{Context, Error, Kind, Result};

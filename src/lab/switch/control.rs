@@ -1,7 +1,7 @@
 //! What tests and people do to a network: faults, cuts, partitions, captures.
 
 use super::capture::Capture;
-use super::fault::{Direction, Fault};
+use super::impairment::{Direction, Impairment};
 use super::table::{Domain, Split, Wanted};
 use super::{Counters, Network, Switch};
 use crate::error::{Error, Result};
@@ -71,20 +71,25 @@ impl Network {
     /// already keep their times, and nothing overtakes them.
     ///
     /// `port` is `NODE/NETWORK`, or `NODE` alone. An error names the ports that there are.
-    pub fn set_fault(&self, port: &str, direction: Direction, fault: Option<Fault>) -> Result<()> {
+    pub fn set_fault(
+        &self,
+        port: &str,
+        direction: Direction,
+        fault: Option<Impairment>,
+    ) -> Result<()> {
         let name = self.0.resolve(port)?;
         self.0.set_fault(|known| known == name, direction, fault);
         Ok(())
     }
 
     /// The same for all ports of the network, and for those that come later.
-    pub fn set_fault_everywhere(&self, direction: Direction, fault: Option<Fault>) {
+    pub fn set_fault_everywhere(&self, direction: Direction, fault: Option<Impairment>) {
         self.0.registry().everywhere[direction as usize] = fault;
         self.0.set_fault(|_| true, direction, fault);
     }
 
     /// The faults that are set.
-    pub fn faults(&self) -> Vec<(String, Direction, Fault)> {
+    pub fn faults(&self) -> Vec<(String, Direction, Impairment)> {
         let registry = self.0.registry();
         let lanes = registry.lanes.iter().flat_map(|(name, lanes)| {
             Direction::BOTH.into_iter().zip(lanes).map(move |(way, lane)| (name, way, lane))
@@ -165,7 +170,12 @@ impl Domain {
         })
     }
 
-    fn set_fault(&self, of: impl Fn(&str) -> bool, direction: Direction, fault: Option<Fault>) {
+    fn set_fault(
+        &self,
+        of: impl Fn(&str) -> bool,
+        direction: Direction,
+        fault: Option<Impairment>,
+    ) {
         let registry = self.registry();
         let seed = self.seed.load(Ordering::Relaxed);
         for (name, lanes) in registry.lanes.iter().filter(|(name, _)| of(name)) {

@@ -6,7 +6,7 @@
 //! the places `8n` to `8n + 4`. The key is made of the seed, FNV-1a of the name, and the direction.
 //! All of it is integers: the same on every machine, for ever.
 
-use super::fault::{Direction, Fault};
+use super::impairment::{Direction, Impairment};
 use std::time::Duration;
 
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -54,7 +54,7 @@ impl Fates {
     }
 
     /// The fate of frame `n`, counted from 0 since the fault was set.
-    pub fn of(&self, n: u64, fault: &Fault) -> Fate {
+    pub fn of(&self, n: u64, fault: &Impairment) -> Fate {
         let draw = |which| self.draw(n, which);
         let jitter = (fault.jitter.as_nanos() * u128::from(draw(Draw::Jitter))) >> 64;
         let reordered = fault.reorder.hits(draw(Draw::Reorder));
@@ -67,12 +67,12 @@ impl Fates {
     }
 
     fn draw(&self, n: u64, which: Draw) -> u64 {
-        place(self.key, n.wrapping_mul(PLACES).wrapping_add(which as u64))
+        splitmix64(self.key, n.wrapping_mul(PLACES).wrapping_add(which as u64))
     }
 }
 
 /// Number `i` (from 0) of the sequence of splitmix64 seeded with `key`.
-fn place(key: u64, i: u64) -> u64 {
+pub fn splitmix64(key: u64, i: u64) -> u64 {
     mix(key.wrapping_add(GAMMA.wrapping_mul(i.wrapping_add(1))))
 }
 
@@ -105,13 +105,13 @@ mod tests {
             16_408_922_859_458_223_821,
         ];
         for (i, value) in (0..).zip(published) {
-            assert_eq!(place(1_234_567, i), value);
+            assert_eq!(splitmix64(1_234_567, i), value);
         }
         assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
     }
 
-    fn every() -> Fault {
+    fn every() -> Impairment {
         "loss=20% latency=1ms jitter=10ms duplicate=30% reorder=10%".parse().unwrap()
     }
 
@@ -153,12 +153,12 @@ mod tests {
         const FRAMES: u64 = 100_000;
         for (seed, billionths) in [(0, 1_000_000), (1, 50_000_000), (2, 300_000_000)] {
             let p = Probability::from_billionths(billionths);
-            let fault = Fault {
+            let fault = Impairment {
                 loss: p,
                 duplicate: p,
                 reorder: p,
                 jitter: Duration::from_millis(8),
-                ..Fault::default()
+                ..Impairment::default()
             };
             let fates = Fates::new(seed, "node/net", Direction::To);
             let all: Vec<Fate> = (0..FRAMES).map(|n| fates.of(n, &fault)).collect();

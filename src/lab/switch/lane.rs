@@ -6,7 +6,7 @@
 
 use super::counters::FaultCounters;
 use super::fate::Fates;
-use super::fault::{Direction, Fault};
+use super::impairment::{Direction, Impairment};
 use super::port::PortCore;
 use super::shaper::Shaper;
 use super::table::{Domain, View};
@@ -40,7 +40,7 @@ pub(super) struct Lane {
 
 #[derive(Debug)]
 struct State {
-    fault: Option<Fault>,
+    fault: Option<Impairment>,
     fates: Fates,
     /// The number of the next frame, from 0 since the fault was set.
     next: u64,
@@ -101,7 +101,7 @@ impl Lane {
     }
 
     /// From now on `fault`; frames count from 0 again. What waits already keeps its time.
-    pub fn set(&self, fault: Option<Fault>, seed: u64, port: &str) {
+    pub fn set(&self, fault: Option<Impairment>, seed: u64, port: &str) {
         let mut state = self.lock();
         state.fault = fault.filter(|f| !f.is_none());
         state.fates = Fates::new(seed, port, self.direction);
@@ -109,7 +109,7 @@ impl Lane {
         state.shaper = Shaper::default();
     }
 
-    pub fn fault(&self) -> Option<Fault> {
+    pub fn fault(&self) -> Option<Impairment> {
         self.lock().fault
     }
     pub fn counters(&self) -> FaultCounters {

@@ -14,7 +14,7 @@ mod capture;
 mod control;
 mod counters;
 mod fate;
-mod fault;
+mod impairment;
 mod lane;
 mod pcapng;
 mod port;
@@ -29,7 +29,8 @@ mod way;
 
 pub use capture::{Capture, Captured};
 pub use counters::{Counters, FaultCounters};
-pub use fault::{Direction, Fault, Probability, check_rate};
+pub use fate::splitmix64;
+pub use impairment::{Direction, Impairment, Probability, parse_delay, parse_rate};
 
 use crate::wait::Death;
 use bytes::Bytes;

@@ -1,7 +1,7 @@
 //! The blocks of a pcapng file (draft-ietf-opsawg-pcapng), little-endian, times in nanoseconds.
 //! Pure: fields in, bytes out.
 
-use super::fault::Direction;
+use super::impairment::Direction;
 
 const SECTION: u32 = 0x0a0d_0d0a;
 const INTERFACE: u32 = 1;

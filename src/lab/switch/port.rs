@@ -2,7 +2,7 @@
 
 use super::capture::Spool;
 use super::counters::{Counters, Tally};
-use super::fault::Direction;
+use super::impairment::Direction;
 use super::lane::{Lane, Lanes, Verdict};
 use super::queue::{Push, Queue, Wire};
 use super::stall::{Stall, TICK};

@@ -2,10 +2,10 @@
 //! before each run of frames: no lock is taken on the way of a frame unless something changed.
 
 use super::capture::Spool;
-use super::fault::{Direction, Fault};
+use super::impairment::{Direction, Impairment};
 use super::lane::{Lane, Lanes};
 use super::port::PortCore;
-use crate::lab::wire::Mac;
+use crate::lab::mac::Mac;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -68,7 +68,7 @@ pub(super) struct Registry {
     /// Every port that ever was plugged.
     pub lanes: BTreeMap<String, Lanes>,
     /// For ports that come later, per direction.
-    pub everywhere: [Option<Fault>; 2],
+    pub everywhere: [Option<Impairment>; 2],
     pub captures: Vec<Wanted>,
 }
 

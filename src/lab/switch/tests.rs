@@ -2,14 +2,15 @@ mod captures;
 mod faults;
 
 use super::*;
-use crate::lab::wire::{self, BROADCAST, Mac};
+use crate::lab::mac::Mac;
+use crate::lab::wire::{self, BROADCAST};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-const A: Mac = [2, 0, 0, 0, 0, 0xa];
-const B: Mac = [2, 0, 0, 0, 0, 0xb];
-const C: Mac = [2, 0, 0, 0, 0, 0xc];
+const A: Mac = Mac([2, 0, 0, 0, 0, 0xa]);
+const B: Mac = Mac([2, 0, 0, 0, 0, 0xb]);
+const C: Mac = Mac([2, 0, 0, 0, 0, 0xc]);
 
 /// QEMU's side of a port.
 struct Nic(UnixStream);

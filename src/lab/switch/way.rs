@@ -3,11 +3,12 @@
 //! Mostly frames come in runs between the same two machines and nothing is special about them:
 //! then a whole run goes on in one piece, uncopied, under one lock of the receiver's queue.
 
-use super::fault::Direction;
+use super::impairment::Direction;
 use super::lane::Verdict;
 use super::port::PortCore;
 use super::table::{Tap, View};
-use crate::lab::wire::{self, Mac};
+use crate::lab::mac::Mac;
+use crate::lab::wire;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -75,7 +76,7 @@ fn straight(view: &mut View, from: &Arc<PortCore>, run: &Run<'_>) -> Option<Arc<
         return None;
     }
     let known = table.learned.get(&src).is_some_and(|port| Arc::ptr_eq(port, from));
-    let target = table.learned.get(&dst).filter(|_| known && !wire::is_group(&dst))?;
+    let target = table.learned.get(&dst).filter(|_| known && !dst.is_group())?;
     let fit = !Arc::ptr_eq(target, from) && target.is_plain() && target.queue().is_some();
     fit.then(|| target.clone())
 }
@@ -103,12 +104,12 @@ pub(super) async fn carry(view: &mut View, from: &Arc<PortCore>, frame: &Bytes) 
     for tap in &table.taps {
         copy_to(tap, view, frame);
     }
-    if !wire::is_group(&src) && !table.learned.get(&src).is_some_and(|p| Arc::ptr_eq(p, from)) {
+    if !src.is_group() && !table.learned.get(&src).is_some_and(|p| Arc::ptr_eq(p, from)) {
         view.domain.learn(src, from);
     }
     let others = |port: &&Arc<PortCore>| !Arc::ptr_eq(port, from);
     let joined = |port: &&Arc<PortCore>| table.split.joins(&from.name, &port.name);
-    if !wire::is_group(&dst)
+    if !dst.is_group()
         && let Some(port) = table.learned.get(&dst)
     {
         // A frame for a neighbour on its own port has already arrived.
@@ -129,7 +130,7 @@ pub(super) async fn carry(view: &mut View, from: &Arc<PortCore>, frame: &Bytes) 
 
 fn addresses(bytes: &[u8]) -> Option<(Mac, Mac)> {
     let header = bytes.first_chunk::<{ wire::ETHERNET_HEADER }>()?;
-    Some((*header.first_chunk()?, *header[6..].first_chunk()?))
+    Some((Mac(*header.first_chunk()?), Mac(*header[6..].first_chunk()?)))
 }
 
 fn copy_to(tap: &Tap, view: &View, frame: &[u8]) {

@@ -7,10 +7,13 @@ use crate::cloud::network::{Net, Port};
 use crate::cloud::proof::console;
 use crate::cloud::proof::context::{Context, InstancePort, fill, known, unless_refused};
 use crate::cloud::proof::story::Finding;
-use crate::cloud::proof::vxlan::{self, Watch};
+use crate::cloud::proof::vxlan::Watch;
 use crate::cloud::session::Session;
-use crate::error::Result;
+use crate::error::{Result, last_lines};
+use crate::lab::mac::Mac;
 use crate::wait::Poll;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 use tokio::sync::SetOnce;
 use tokio::time::Instant;
@@ -20,7 +23,8 @@ pub async fn accepted(c: &Context) -> Result<Finding> {
     let (member, admin) = (c.member()?, c.admin()?);
     keep_off_network_node(c, admin).await?;
     // A script, because that is the only user-data CirrOS takes; it does nothing.
-    let user_data = base64(format!("#!/bin/sh\n# nonce {}\nexit 0\n", c.nonce).as_bytes());
+    let script = format!("#!/bin/sh\n# nonce {}\nexit 0\n", c.nonce);
+    let user_data = BASE64_STANDARD.encode(script);
     let id = Compute(member)
         .create_server(&NewServer {
             name: &name(c),
@@ -77,8 +81,9 @@ pub async fn port_active(c: &Context) -> Result<Finding> {
         .await?;
     let address = port.fixed_ips[0].ip_address;
     let host = port.host.as_deref().unwrap_or_default();
-    let mac = vxlan::mac(&port.mac_address)
-        .ok_or_else(|| wrong(format!("`{}` is no hardware address", port.mac_address)))?;
+    let mac: Mac = port.mac_address.parse().map_err(|expected| {
+        wrong(format!("`{}` is not a hardware address: {expected}", port.mac_address))
+    })?;
     let network = known(&c.network, "the network")?;
     let vni = network.segment.ok_or_else(|| wrong("`intnet` has no segmentation id"))?;
     // From here on, so that DHCP and metadata are counted too. Which host has it in the end is judged
@@ -260,7 +265,7 @@ pub async fn console(c: &Context) -> Result<Finding> {
     let text = latest.into_inner().expect("console lock");
     c.keep_console(&text);
     up.map_err(|e| match e.evidence_lines().len() {
-        0 | 1 => e.evidence(console::last_lines(&text, 12)),
+        0 | 1 => e.evidence(last_lines(&text, 12)),
         _ => e,
     })?;
     if style.tells_network {
@@ -293,7 +298,7 @@ pub async fn reboot(c: &Context) -> Result<Finding> {
             Ok(after) => Ok(after),
             Err(e) => {
                 let console = c.read_console().await.unwrap_or_default();
-                Err(e.evidence(console::last_lines(&console, 12)))
+                Err(e.evidence(last_lines(&console, 12)))
             }
         }
     });
@@ -313,7 +318,7 @@ pub async fn reboot(c: &Context) -> Result<Finding> {
     }
     if after.mtu_of(c.port()?.address).is_none() {
         return Err(wrong("what came back has not its fixed address")
-            .evidence(console::last_lines(after.get("address"), 12)));
+            .evidence(last_lines(after.get("address"), 12)));
     }
     let ports = Net(admin).ports("device_id", id).await?;
     let fixed = ports.first().and_then(|p| p.fixed_ips.first()).map(|f| f.ip_address);
@@ -335,43 +340,4 @@ pub async fn reboot(c: &Context) -> Result<Finding> {
 
 fn short(id: &str) -> &str {
     id.get(..8).unwrap_or(id)
-}
-
-/// The encoding that nova takes user-data in.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for three in bytes.chunks(3) {
-        let at = |n: usize| u32::from(three.get(n).copied().unwrap_or(0));
-        let bits = at(0) << 16 | at(1) << 8 | at(2);
-        for n in 0..4 {
-            out.push(if n <= three.len() {
-                DIGITS[(bits >> (18 - 6 * n) & 63) as usize] as char
-            } else {
-                '='
-            });
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_is_that_of_rfc_4648() {
-        for (plain, coded) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-            ("foobar", "Zm9vYmFy"),
-        ] {
-            assert_eq!(base64(plain.as_bytes()), coded);
-        }
-        assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
-    }
 }

@@ -2,11 +2,10 @@
 //! S4.11).
 
 use super::{pass, wrong};
-use crate::cloud::proof::console;
 use crate::cloud::proof::context::{Context, known};
 use crate::cloud::proof::guest::{self, Answers};
 use crate::cloud::proof::story::Finding;
-use crate::error::Result;
+use crate::error::{Result, last_lines};
 use crate::wait::Poll;
 use std::net::Ipv4Addr;
 
@@ -31,7 +30,7 @@ async fn ask(c: &Context, what: &str, within: u64, script: String) -> Result<Ans
     let ran = c.bounded(what, within, c.world.nodes.run(node, whole(&script))).await?;
     Answers::read(&ran.stdout).ok_or_else(|| {
         wrong(format!("{node} did not answer all that was asked (status {:?})", ran.status))
-            .evidence(console::last_lines(&ran.stderr, 4))
+            .evidence(last_lines(&ran.stderr, 4))
     })
 }
 
@@ -116,7 +115,7 @@ pub async fn silence(c: &Context) -> Result<Finding> {
     let neighbour = answers.get("neighbour");
     if answers.pings_answered("instance", fixed) > 0 {
         return Err(wrong(format!("{fixed} answers ping though no rule lets it in"))
-            .evidence(console::last_lines(answers.get("instance"), 4)));
+            .evidence(last_lines(answers.get("instance"), 4)));
     }
     if !neighbour.contains("lladdr") {
         return Err(wrong(format!(
@@ -128,7 +127,7 @@ pub async fn silence(c: &Context) -> Result<Finding> {
         return Err(wrong(format!(
             "{served} does not answer there either: silence proves nothing"
         ))
-        .evidence(console::last_lines(answers.get("dhcp"), 4)));
+        .evidence(last_lines(answers.get("dhcp"), 4)));
     }
     pass(format!(
         "{PINGS} pings of {fixed} unanswered in {router}, while {served} answers and the \

@@ -13,7 +13,7 @@ use crate::cloud::proof::outside::{Knock, knock};
 use crate::cloud::proof::silence::{self, ROUNDS};
 use crate::cloud::proof::story::Finding;
 use crate::cloud::session::Service;
-use crate::error::{Error, FailureCause, Result};
+use crate::error::{Error, FailureCause, Result, last_lines};
 use crate::lab::outside::Neighbour;
 use crate::wait::Poll;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -75,8 +75,7 @@ pub async fn floating_ip(c: &Context) -> Result<Finding> {
         }
     });
     let (mac, ()) = tokio::try_join!(neighbour, active)?;
-    let mac: Vec<_> = mac.iter().map(|b| format!("{b:02x}")).collect();
-    pass(format!("{address} for {}; the router ({}) owns it", port.address, mac.join(":")))
+    pass(format!("{address} for {}; the router ({mac}) owns it", port.address))
 }
 
 pub async fn silence_without_rules(c: &Context) -> Result<Finding> {
@@ -225,7 +224,7 @@ async fn ask(
                 }
                 None => Err(Refusal::NotYet(
                     wrong(format!("the answers broke off (status {:?})", ran.status))
-                        .evidence(console::last_lines(&ran.stderr, 4)),
+                        .evidence(last_lines(&ran.stderr, 4)),
                 )),
             })
         })
@@ -312,7 +311,7 @@ pub async fn guest_view(c: &Context) -> Result<Finding> {
                 Some(seen) => format!("{fixed} has MTU {seen} inside, expected {mtu}"),
                 None => format!("no interface inside has {fixed}"),
             };
-            Err(wrong(what).evidence(console::last_lines(answers.get("address"), 12)))
+            Err(wrong(what).evidence(last_lines(answers.get("address"), 12)))
         }
     }
 }

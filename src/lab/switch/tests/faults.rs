@@ -4,7 +4,7 @@ use super::*;
 use crate::lab::switch::fate::Fates;
 use std::collections::HashSet;
 
-fn fault(text: &str) -> Option<Fault> {
+fn fault(text: &str) -> Option<Impairment> {
     Some(text.parse().unwrap())
 }
 
@@ -34,7 +34,7 @@ async fn drained(at: &mut Station, from: Mac) -> Vec<u32> {
         match timeout(Duration::from_secs(60), at.from_switch.recv()).await {
             Ok(frame) => {
                 let frame = frame.expect("the station is plugged");
-                if frame[6..12] == from {
+                if frame[6..12] == from.0 {
                     numbers.push(number(&frame));
                 }
             }

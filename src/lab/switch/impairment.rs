@@ -1,6 +1,7 @@
 //! What can be made wrong with one direction of a port, and its human text.
 
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -79,10 +80,11 @@ impl fmt::Display for Probability {
 
 /// What happens to the frames of one port in one direction. The default is no fault at all.
 ///
-/// As text: `loss=5% latency=20ms jitter=5ms rate=10mbit duplicate=1% reorder=2%`, any of them, or
-/// `none`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Fault {
+/// As text, also in JSON: `loss=5% latency=20ms jitter=5ms rate=10mbit duplicate=1% reorder=2%`, any
+/// of them, or `none`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Impairment {
     /// Frames that vanish.
     pub loss: Probability,
     /// Every frame comes at least so much later, to the next millisecond. At most a minute.
@@ -106,9 +108,9 @@ const SLOWEST: u64 = 1000;
 const SETTINGS: &str = "the settings are loss=5% latency=20ms jitter=5ms rate=10mbit duplicate=1% \
                         reorder=2%, or `none`";
 
-impl Fault {
+impl Impairment {
     pub fn is_none(&self) -> bool {
-        *self == Fault::default()
+        *self == Impairment::default()
     }
 
     /// True when a frame may have to wait.
@@ -121,9 +123,9 @@ impl Fault {
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         match key {
             "loss" => self.loss = value.parse()?,
-            "latency" => self.latency = duration(value)?,
-            "jitter" => self.jitter = duration(value)?,
-            "rate" => self.bandwidth = Some(rate(value)?),
+            "latency" => self.latency = parse_delay(value)?,
+            "jitter" => self.jitter = parse_delay(value)?,
+            "rate" => self.bandwidth = Some(parse_rate(value)?),
             "duplicate" => self.duplicate = value.parse()?,
             "reorder" => self.reorder = value.parse()?,
             _ => return Err(Error::input(format!("there is no fault `{key}`")).hint(SETTINGS)),
@@ -133,10 +135,10 @@ impl Fault {
 }
 
 /// Settings are separated by spaces or commas.
-impl FromStr for Fault {
+impl FromStr for Impairment {
     type Err = Error;
-    fn from_str(text: &str) -> Result<Fault> {
-        let mut fault = Fault::default();
+    fn from_str(text: &str) -> Result<Impairment> {
+        let mut fault = Impairment::default();
         if text.trim() == "none" {
             return Ok(fault);
         }
@@ -160,7 +162,7 @@ impl FromStr for Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for Impairment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_none() {
             return f.write_str("none");
@@ -179,6 +181,19 @@ impl fmt::Display for Fault {
     }
 }
 
+impl From<Impairment> for String {
+    fn from(impairment: Impairment) -> String {
+        impairment.to_string()
+    }
+}
+
+impl TryFrom<String> for Impairment {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Impairment> {
+        text.parse()
+    }
+}
+
 const BILLION: u64 = 1_000_000_000;
 
 /// The units, longest name first where one ends another.
@@ -186,7 +201,8 @@ const TIMES: [(&str, u64); 4] = [("ns", 1), ("us", 1000), ("ms", 1_000_000), ("s
 const SPEEDS: [(&str, u64); 4] =
     [("kbit", 1000), ("mbit", 1_000_000), ("gbit", BILLION), ("bit", 1)];
 
-fn duration(text: &str) -> Result<Duration> {
+/// A latency or a jitter: `20ms`, `1.5s`, `300us`.
+pub fn parse_delay(text: &str) -> Result<Duration> {
     let wrong = || {
         Error::input(format!("`{text}` is no time")).hint("write it as `20ms`, `1.5s` or `300us`")
     };
@@ -198,17 +214,14 @@ fn duration(text: &str) -> Result<Duration> {
     Ok(time)
 }
 
-fn rate(text: &str) -> Result<u64> {
+/// Bits a second: `10mbit`, `64kbit`. At no rate nothing would ever arrive, which looks
+/// like a cut.
+pub fn parse_rate(text: &str) -> Result<u64> {
     let wrong = || {
         Error::input(format!("`{text}` is no rate"))
             .hint("write it as `10mbit`, `64kbit` or `1gbit` (a second)")
     };
-    check_rate(with_unit(text, &SPEEDS).ok_or_else(wrong)?)
-}
-
-/// Bits a second, where a network can be that slow: at none nothing would ever arrive, and nobody
-/// could tell that from a cut.
-pub fn check_rate(rate: u64) -> Result<u64> {
+    let rate = with_unit(text, &SPEEDS).ok_or_else(wrong)?;
     if rate < SLOWEST {
         return Err(Error::input(format!("{rate} bits a second is too slow"))
             .hint("at least 1kbit (1000); to stop all, cut"));
@@ -269,7 +282,7 @@ fn speed(rate: u64) -> String {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Fault {
+    fn parse(text: &str) -> Impairment {
         text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
     }
 
@@ -306,7 +319,16 @@ mod tests {
             assert_eq!(fault.to_string(), text);
         }
         assert_eq!(parse("loss=0.05,latency=0.02s"), parse("latency=20ms   loss=5%"));
-        assert_eq!(parse("loss=0%"), Fault::default());
+        assert_eq!(parse("loss=0%"), Impairment::default());
+    }
+
+    #[test]
+    fn json_has_the_text() {
+        let impairment = parse("loss=2.5% rate=10mbit");
+        let json = serde_json::to_string(&impairment).unwrap();
+        assert_eq!(json, "\"loss=2.5% rate=10mbit\"");
+        assert_eq!(serde_json::from_str::<Impairment>(&json).unwrap(), impairment);
+        assert!(serde_json::from_str::<Impairment>("\"loss=101%\"").is_err());
     }
 
     #[test]
@@ -330,7 +352,7 @@ mod tests {
             ("rate=0kbit", "too slow"),
             ("rate=10mb", "no rate"),
         ] {
-            let error = text.parse::<Fault>().unwrap_err();
+            let error = text.parse::<Impairment>().unwrap_err();
             assert!(error.message().contains(words), "{text}: {error}");
             assert!(error.hint_text().is_some(), "{text}");
         }

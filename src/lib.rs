@@ -21,6 +21,7 @@
 
 pub mod cli;
 pub mod cloud;
+pub mod cluster;
 pub mod diagnose;
 pub mod engine;
 pub mod error;

@@ -1,16 +1,14 @@
 //! Which image the instance boots, and who logs in to it.
 
-use super::warm::{of_build, of_disk};
 use crate::cli::args::E2e;
-use crate::cli::images::{build, fetch, missing};
 use crate::cli::record::NotRun;
 use crate::cli::session::Work;
+use crate::cluster::images::ensure_image;
 use crate::error::{Error, Result};
 use crate::images::inspect::inspect;
 use crate::images::manifest::{Format, Manifest, Manifests};
 use crate::images::store::Store;
 use crate::images::{Presence, presence};
-use crate::lab::BootImage;
 use crate::lab::spec::{Bytes, LabSpec};
 use crate::roles::topology::Role;
 use std::path::{Path, PathBuf};
@@ -78,7 +76,7 @@ impl<'m> Wanted<'m> {
     pub async fn obtain(self, work: &Work, store: &Store) -> Result<Instance> {
         let (name, disk, user) = match self {
             Wanted::Known { manifest, user } => {
-                let disk = bring(work, store, manifest).await?;
+                let disk = ensure_image(work, store, manifest).await?;
                 (manifest.name.clone(), disk, user)
             }
             Wanted::File { path, user } => {
@@ -113,30 +111,6 @@ impl Instance {
             .at(&self.disk, None)
             .hint("use a smaller image, or a lab whose compute nodes have a larger `disk`"))
     }
-}
-
-/// The disk of a known image, fetched or built if it is not in the store.
-pub async fn bring(work: &Work, store: &Store, manifest: &Manifest) -> Result<PathBuf> {
-    if manifest.is_recipe() {
-        // The builder alone knows whether what is there is of the recipe as it stands.
-        return Ok(build(work, store, manifest).await?.disk());
-    }
-    match presence(manifest, store).disk() {
-        Some(disk) => Ok(disk),
-        None => fetch(work, store, manifest).await.map_err(|e| match e.hint_text() {
-            Some(_) => e,
-            None => e.hint(missing(manifest, store).hint_text().unwrap_or_default()),
-        }),
-    }
-}
-
-/// What a node boots from a known image: the kernel directly where the image was built here.
-pub async fn boot_image(work: &Work, store: &Store, manifest: &Manifest) -> Result<BootImage> {
-    if !manifest.is_recipe() {
-        let disk = bring(work, store, manifest).await?;
-        return Ok(of_disk(disk));
-    }
-    of_build(&build(work, store, manifest).await?)
 }
 
 /// The images that people use and this run did not, with the reason: a run with one image proves

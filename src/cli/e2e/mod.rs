@@ -1,6 +1,5 @@
 //! `stackproof e2e`: a cluster booted, a cloud provisioned on it, and the proof that it works.
 
-pub mod fits;
 mod instance;
 mod logs;
 mod rooms;
@@ -13,23 +12,22 @@ use super::record::NotRun;
 use super::root::Root;
 use super::session::{Session, Work};
 use super::{finish, print, print_error, write};
+use crate::cluster::images::{needed_images, node_images};
+use crate::cluster::{fits, host};
 use crate::engine::apply::Report;
 use crate::error::{Error, Result};
 use crate::event::{Check, Event, Status};
-use crate::images::manifest::{Manifest, Manifests, load_dir};
-use crate::images::store::Store;
-use crate::lab::BootImage;
+use crate::images::manifest::load_dir;
 use crate::lab::accel::Trust;
 use crate::lab::spec::LabSpec;
 use instance::Wanted;
 use logs::Logs;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-pub use rooms::{Boot, accelerator, boot, host, hypervisor, judge, packages, reserve, runs};
-pub use warm::{of_build, of_disk, rungs_of};
+pub use rooms::{Boot, boot};
+pub use warm::rungs_of;
 
 pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {
     let json = args.json.as_ref().map(|path| session.env.cwd.join(path));
@@ -52,7 +50,7 @@ pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {
 }
 
 async fn act(mut work: Work, args: E2e) -> Result<()> {
-    work.virtualization = args.virtualization;
+    work.choose(args.virtualization);
     // What is wrong with the input is said before anything is installed, fetched or booted.
     let root = Root::find(&work.env)?;
     let spec = LabSpec::load(&root.lab(&args.lab, &work.env.cwd)?)?;
@@ -70,7 +68,7 @@ async fn act(mut work: Work, args: E2e) -> Result<()> {
     let events = work.events.clone();
     let needed = needed_images(&spec, &manifests)?.into_iter().chain(wanted.manifest());
     let needed: Vec<_> = needed.collect();
-    let hypervisor = events.phase("host", rooms::host(&work, &spec, &store, &needed)).await?;
+    let hypervisor = events.phase("host", host::check_host(&work, &spec, &store, &needed)).await?;
     let (instance, images) = events
         .phase("images", async {
             let images = node_images(&work, &spec, &manifests, &store).await?;
@@ -79,14 +77,14 @@ async fn act(mut work: Work, args: E2e) -> Result<()> {
         .await?;
     fits::check_disks(&spec, &images)?;
     instance.check_disk(&spec)?;
-    let accel =
-        events.phase("accelerator", rooms::accelerator(&work, &hypervisor, Trust::Choice)).await?;
+    let chosen = work.choose_accelerator(&hypervisor, Trust::Choice);
+    let accel = events.phase("accelerator", chosen).await?;
     fits::check_cpus(&spec, &manifests, accel)?;
     let logs = Logs::open(&work, &args)?;
     let boot =
         rooms::Boot { images: &images, hypervisor, accel, logs: &logs.folder, keep: args.keep };
     // Held until the machines are gone.
-    let _room = rooms::reserve(&work, &spec, args.no_wait).await?;
+    let _room = host::reserve(&work, &spec, args.no_wait).await?;
     let proof = Proof { instance: &instance, args: &args };
     let (way, proven) = warm::cloud(&work, &spec, boot, proof).await?;
     let outcome = if proven {
@@ -184,28 +182,6 @@ fn verdict(report: &Report, seconds: f64) -> Check {
         (Status::Fail, lines.join("\n"))
     };
     Check { name: "second run changes nothing".into(), status, seconds, evidence }
-}
-
-/// The manifests of the images that the nodes boot.
-pub fn needed_images<'m>(spec: &LabSpec, manifests: &'m Manifests) -> Result<Vec<&'m Manifest>> {
-    spec.nodes.iter().map(|node| manifests.get(&node.image)).collect()
-}
-
-/// What the nodes boot, by the name of the image.
-pub async fn node_images(
-    work: &Work,
-    spec: &LabSpec,
-    manifests: &Manifests,
-    store: &Store,
-) -> Result<BTreeMap<String, BootImage>> {
-    let mut images = BTreeMap::new();
-    for node in &spec.nodes {
-        if !images.contains_key(&node.image) {
-            let manifest = manifests.get(&node.image)?;
-            images.insert(node.image.clone(), instance::boot_image(work, store, manifest).await?);
-        }
-    }
-    Ok(images)
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ use super::rooms::{self, Boot, Cluster};
 use super::topology::{self, Networks};
 use super::{Proof, evidence, second_run};
 use crate::cli::session::Work;
+use crate::cluster::images::of_disk;
 use crate::engine::plan::{Plan, Stage};
 use crate::error::{Context, Error, Kind, Result};
-use crate::images::build::Built;
 use crate::lab::accel::{self, Accel};
 use crate::lab::checkpoint::Platform;
 use crate::lab::hypervisor::Hypervisor;
@@ -80,17 +80,6 @@ fn image(boot: &BootImage) -> Result<Image> {
     Ok(Image { content, boot: boot.clone() })
 }
 
-/// What a node boots from an image that was built here: the kernel directly.
-pub fn of_build(built: &Built) -> Result<BootImage> {
-    let (kernel, initrd) = (Some(built.kernel()), Some(built.initrd()));
-    Ok(BootImage { disk: built.disk(), kernel, initrd, append: built.cmdline()? })
-}
-
-/// What a node boots from any other.
-pub fn of_disk(disk: PathBuf) -> BootImage {
-    BootImage { disk, kernel: None, initrd: None, append: String::new() }
-}
-
 /// A cloud that is ready: nothing was left to be changed by a second run. Says whether it is proven
 /// already: what is kept as the last layer has passed the proof, whose things are gone from it, but
 /// not what services made ready to make them. So the next proof is quicker.
@@ -101,8 +90,7 @@ pub async fn cloud(
     proof: Proof<'_>,
 ) -> Result<(Way<Cluster>, bool)> {
     let args = proof.args;
-    let rungs =
-        rungs_of(spec, &boot.hypervisor, boot.accel, work.virtualization.nested(), boot.images)?;
+    let rungs = rungs_of(spec, &boot.hypervisor, boot.accel, work.nested, boot.images)?;
     let layers = (!args.cold).then(|| Layers::open(&work.env.store)).transpose()?;
     let climb = Climb {
         layers: layers.as_ref(),

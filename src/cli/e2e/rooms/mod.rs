@@ -11,8 +11,6 @@ pub use keep::restore;
 
 use super::instance::Instance;
 use super::topology::{self, Networks};
-use crate::cli::host::setup;
-use crate::cli::images::{builder, built};
 use crate::cli::record::NotRun;
 use crate::cli::session::Work;
 use crate::cloud::http::Connector;
@@ -20,17 +18,15 @@ use crate::cloud::proof::console::ConsoleStyle;
 use crate::cloud::proof::{self, Daemon, ProofInputs, World};
 use crate::cloud::session::Credentials;
 use crate::cloud::url::Url;
+use crate::cluster::images::NODE_IMAGE;
+use crate::cluster::runs;
 use crate::diagnose::{Text, causes};
 use crate::engine::apply::{Engine, Report};
 use crate::engine::inventory::Node;
 use crate::engine::journal::Journal;
 use crate::engine::plan::{Plan, Stage};
 use crate::error::{Error, Result};
-use crate::host::HostScope;
-use crate::images::manifest::Manifest;
-use crate::images::store::Store;
-use crate::lab::accel::{self, Accel, Judgement, Notes, Trust};
-use crate::lab::admission::{self, Ledger, Reservation, Room, Turn, Want};
+use crate::lab::accel::{self, Accel};
 use crate::lab::hypervisor::Hypervisor;
 use crate::lab::keys::SshKey;
 use crate::lab::outside::Leg;
@@ -43,109 +39,19 @@ use crate::roles::topology::{Login, NodeKey, Topology};
 use crate::secret::Secret;
 use crate::supervisor::cloud::{Cloud, User};
 use crate::supervisor::nodes as upkeep;
-use crate::wait::{Patience, Speed};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const PROBE_GUEST: &str = "probe-guest";
-/// The image that nodes boot; roles are baked into no other.
-const NODE_IMAGE: &str = "debian-13-node";
 /// Every node runs so many steps at once: more only thrash two emulated cores.
 const STEPS_PER_NODE: usize = 3;
 /// From QEMU's start to SSH for each node, on the reference machine. Not measured on one: two nodes
 /// take 55 s on an idle 2-core machine whose factor is 10.
 const BOOTING: Duration = Duration::from_millis(2750);
-/// For the labs that asked before, on any machine.
-const OTHER_LABS: Duration = Duration::from_secs(1800);
 /// So many likely causes are told with an error.
 const CAUSES: usize = 3;
-
-/// The host's QEMU, found good.
-pub async fn hypervisor() -> Result<Hypervisor> {
-    Hypervisor::find(Path::new("qemu-system-x86_64"), Path::new("qemu-img")).await
-}
-
-/// Tools (installed where they may be), memory and disk, before anything is fetched or built.
-/// `images` are those that the run needs: what only building needs is asked for only where one of
-/// them must be built.
-pub async fn host(
-    work: &Work,
-    spec: &LabSpec,
-    store: &Store,
-    images: &[&Manifest],
-) -> Result<Hypervisor> {
-    let unbuilt = unbuilt(work, store, images)?;
-    setup(work, if unbuilt.is_empty() { HostScope::RunLabs } else { HostScope::BuildImages })
-        .await?;
-    for manifest in unbuilt {
-        builder(work, store).mirrors(manifest).await?;
-    }
-    let hypervisor = hypervisor().await?;
-    let mut room = Room::look(store.root())?;
-    // What other labs hold will be free when their turn is over.
-    room.memory += ledger(work)?.in_use()?;
-    admission::check(spec, room, store.root())?;
-    Ok(hypervisor)
-}
-
-/// The recipes whose images are not in the store as they stand.
-fn unbuilt<'m>(work: &Work, store: &Store, images: &[&'m Manifest]) -> Result<Vec<&'m Manifest>> {
-    let mut unbuilt = Vec::new();
-    for manifest in images.iter().filter(|m| m.is_recipe()) {
-        if built(work, store, manifest)?.is_none() {
-            unbuilt.push(*manifest);
-        }
-    }
-    Ok(unbuilt)
-}
-
-fn ledger(work: &Work) -> Result<Ledger> {
-    Ledger::open(work.env.store.join("reservations"))
-}
-
-/// The memory and processors of the lab, after all labs of this user that asked before.
-pub async fn reserve(work: &Work, spec: &LabSpec, no_wait: bool) -> Result<Reservation> {
-    let turn = if no_wait { Turn::Now } else { Turn::Within(OTHER_LABS) };
-    // How long another lab lives has nothing to do with how fast guests are here.
-    let patience = Patience::new(Speed::new(1.0), work.events.clone());
-    ledger(work)?.reserve(&Want::of(spec), turn, &patience).await
-}
-
-/// Measures what earlier runs have not, as far as they are trusted.
-pub async fn judge(work: &Work, hypervisor: &Hypervisor, trust: Trust) -> Result<Judgement> {
-    let scratch = tempfile::tempdir()
-        .map_err(|e| Error::host("a temporary folder cannot be made").because(e))?;
-    if let Some(chosen) = work.virtualization.accel() {
-        return accel::judge_chosen(hypervisor, scratch.path(), chosen).await;
-    }
-    let notes = Notes::of_store(&work.env.store);
-    accel::judge(hypervisor, scratch.path(), &notes, trust).await
-}
-
-/// Has the accelerators judged, sets the speed that scales every deadline, and notes both in the
-/// record.
-pub async fn accelerator(work: &Work, hypervisor: &Hypervisor, trust: Trust) -> Result<Accel> {
-    let judged = judge(work, hypervisor, trust).await?;
-    work.speed.set(judged.speed);
-    if let Some(beyond) = judged.beyond {
-        work.events.warning(format!(
-            "guests seem to run {beyond:.0} times slower than on the reference machine: deadlines \
-             are multiplied by {:.0} all the same. Is this host busy with something else?",
-            judged.speed
-        ));
-    }
-    let name = judged.accel.to_string();
-    work.events.info(format!(
-        "{name}: deadlines times {:.1} (KVM: {}; TCG: {})",
-        work.speed.factor(),
-        judged.kvm,
-        judged.tcg
-    ));
-    work.learn(|facts| facts.accelerator = Some(name.to_lowercase()));
-    Ok(judged.accel)
-}
 
 /// What the roles declare for a lab.
 pub struct Declared {
@@ -168,14 +74,6 @@ impl Declared {
             region: self.region.clone(),
             users: vec![User::of(&self.admin)],
         }
-    }
-}
-
-/// The packages that are baked into a recipe's image beside its own: those that roles declare.
-pub fn packages(recipe: &str) -> Vec<String> {
-    match recipe {
-        NODE_IMAGE => roles::packages().into_iter().map(str::to_owned).collect(),
-        _ => Vec::new(),
     }
 }
 
@@ -235,11 +133,6 @@ fn booted_in(took: Duration, spec: &LabSpec) -> f64 {
     if known { took.as_secs_f64() / (BOOTING * nodes).as_secs_f64() } else { 0.0 }
 }
 
-/// Where runs have their folders.
-pub fn runs(store: &Path) -> std::path::PathBuf {
-    store.join("runs")
-}
-
 fn leg(lab: &Lab, network: &str) -> Result<Leg> {
     lab.leg(network).cloned().ok_or_else(|| {
         Error::input(format!("the network `{network}` has no `outside` address"))
@@ -289,7 +182,7 @@ impl Cluster {
             let key = &self.lab.node(name).expect("a node of this spec").host_key;
             key.to_openssh().expect("a host key can be written")
         };
-        let nested = accel::nested(self.lab.accel(), work.virtualization.nested())?;
+        let nested = accel::nested(self.lab.accel(), work.nested)?;
         topology::of(spec, &self.networks()?, login, nested, host_key)
     }
 

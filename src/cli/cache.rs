@@ -1,7 +1,6 @@
 //! `stackproof cache`: the layers that there are, which of them serve, and why not.
 
 use super::args::Cache;
-use super::e2e::rungs_of;
 use super::root::Root;
 use super::session::{Session, Work};
 use super::table::Table;
@@ -9,6 +8,7 @@ use super::view::human_bytes;
 use super::{finish, print};
 use crate::cluster::host::hypervisor;
 use crate::cluster::images::{built, of_build, of_disk};
+use crate::cluster::stage_keys::rungs_of;
 use crate::error::Result;
 use crate::images::manifest::{Manifests, load_dir};
 use crate::images::presence;

@@ -3,12 +3,12 @@
 use super::args::Up;
 use super::show;
 use super::up::Source;
-use crate::cli::e2e::{self, Boot};
 use crate::cli::root::Root;
 use crate::cli::session::{Session, Work};
 use crate::cli::{finish, print, write};
 use crate::cluster::images::{needed_images, node_images};
-use crate::cluster::{fits, host, runs};
+use crate::cluster::node_tasks::Resync;
+use crate::cluster::{self, Boot, fits, host, runs};
 use crate::engine::quote;
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
@@ -18,7 +18,6 @@ use crate::lab::admission::Reservation;
 use crate::lab::spec::LabSpec;
 use crate::lab::{BOOTS, LabOptions};
 use crate::secret::Redactor;
-use crate::supervisor::nodes::Resync;
 use crate::supervisor::owner::Running;
 use crate::supervisor::protocol::Refusal;
 use crate::supervisor::starter::News;
@@ -192,11 +191,11 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         keep: false,
     };
     let spec = LabSpec { name: place.name().to_owned(), ..spec };
-    let cluster = work.events.phase("boot", e2e::boot(work, &spec, &boot)).await?;
+    let cluster = work.events.phase("boot", cluster::boot(work, &spec, &boot)).await?;
     let mut cloud = None;
     if up.provision {
         owner.doing("provisioning");
-        let declared = cluster.declare(work)?;
+        let declared = cluster.declare()?;
         let report = work.events.phase("provision", cluster.apply(&declared.plan)).await?;
         let (changed, unchanged) = (report.changed.len(), report.unchanged);
         work.events.info(format!("{changed} resources changed, {unchanged} as declared"));

@@ -15,12 +15,15 @@
 //! * [`layers`]: checkpoints of labs, kept by what made them and taken up again.
 //! * [`roles`]: what each OpenStack service needs, as data for the engine.
 //! * [`cloud`]: the OpenStack APIs and the proof, step by step.
-//! * [`supervisor`]: a running lab as a process of its own, found by name, spoken to over a socket.
 //! * [`diagnose`]: evidence gathered when something fails.
+//! * [`cluster`]: a running cluster, used by `e2e` and the supervisor: boot, restore, checkpoint,
+//!   provision, checks, proof, evidence. Knows no command line.
+//! * [`supervisor`]: a running lab as a process of its own, found by name, spoken to over a socket.
 //! * [`cli`]: the only room that prints or reads the environment.
 
 pub mod cli;
 pub mod cloud;
+pub mod cluster;
 pub mod diagnose;
 pub mod engine;
 pub mod error;

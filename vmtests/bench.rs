@@ -3,6 +3,7 @@
 
 pub use crate::dice::Dice;
 use crate::registry;
+use stackproof::cluster::node_tasks;
 use stackproof::engine::inventory::{Family, Node as EngineNode};
 use stackproof::engine::ssh::{HostKey, Key};
 use stackproof::engine::transport::{Shell, Ssh};
@@ -14,7 +15,6 @@ use stackproof::lab::outside::Leg;
 use stackproof::lab::spec::LabSpec;
 use stackproof::lab::{BOOTS, BootImage, Lab, LabOptions, Node};
 use stackproof::secret::Redactor;
-use stackproof::supervisor::nodes;
 use stackproof::wait::{Death, Patience, Poll, Speed};
 use std::fmt::Write;
 use std::net::SocketAddrV4;
@@ -141,9 +141,9 @@ impl Bench {
     pub fn ssh_with(&self, lab: &Lab, node: &Node, key: Key, host_key: HostKey) -> Result<Ssh> {
         let leg = leg(lab).clone();
         let (at, speed) = (SocketAddrV4::new(node.login.1, 22), &self.patience.speed);
-        let connect = nodes::connector(leg, at, speed, node.vm.death());
+        let connect = node_tasks::connector(leg, at, speed, node.vm.death());
         let ssh = Ssh::new(node.name(), lab.login_user(), key, host_key, connect);
-        Ok(ssh.handshake_within(speed.scale(nodes::HANDSHAKE)))
+        Ok(ssh.handshake_within(speed.scale(node_tasks::HANDSHAKE)))
     }
 
     /// The same as a node of the engine.

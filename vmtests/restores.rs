@@ -3,10 +3,10 @@
 
 use crate::bench::Bench;
 use rustix::fs::{Advice, fadvise};
+use stackproof::cluster::node_tasks;
 use stackproof::error::{Context, Error, Kind, Result};
 use stackproof::lab::Lab;
 use stackproof::lab::clock::since_epoch;
-use stackproof::supervisor::nodes;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -81,8 +81,8 @@ pub async fn restore_in_a_row(bench: &Bench, from: &Path, default: u32) -> Resul
 /// Sets the clocks as every restore does, and looks at them.
 async fn right_clocks(bench: &Bench, lab: &Lab) -> Result<()> {
     let unstepped = lab.step_clocks(&bench.patience).await?;
-    let reached = nodes::reach(lab, &bench.patience.speed)?;
-    let left = nodes::set_clocks(&reached, &unstepped, &bench.patience).await?;
+    let reached = node_tasks::reach(lab, &bench.patience.speed)?;
+    let left = node_tasks::set_clocks(&reached, &unstepped, &bench.patience).await?;
     if !left.is_empty() {
         return Err(Error::lab(format!("the clocks of {left:?} were left to chrony")));
     }

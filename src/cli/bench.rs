@@ -10,12 +10,12 @@ mod traffic;
 mod vde;
 
 use super::args::{Bench, BenchPart};
-use super::e2e;
 use super::record::NotRun;
 use super::session::{Session, Work};
 use super::table::Table;
 use super::{finish, print, print_error, write};
 use crate::cloud::awake::FIRST_TOKEN;
+use crate::cluster::host;
 use crate::error::{Context, Kind, Result};
 use crate::host::meminfo;
 use crate::images::digest::{self, Algorithm};
@@ -161,8 +161,8 @@ async fn measure(work: Work, args: Bench) -> Result<Results> {
 }
 
 async fn host(work: &Work) -> Result<Host> {
-    let hypervisor = e2e::hypervisor().await?;
-    let accel = e2e::accelerator(work, &hypervisor, Trust::Choice).await?;
+    let hypervisor = host::hypervisor().await?;
+    let accel = work.choose_accelerator(&hypervisor, Trust::Choice).await?;
     Ok(Host { hypervisor, accel })
 }
 

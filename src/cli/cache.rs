@@ -1,13 +1,14 @@
 //! `stackproof cache`: the layers that there are, which of them serve, and why not.
 
 use super::args::Cache;
-use super::e2e::{hypervisor, of_build, of_disk, rungs_of};
-use super::images::built;
 use super::root::Root;
 use super::session::{Session, Work};
 use super::table::Table;
 use super::view::human_bytes;
 use super::{finish, print};
+use crate::cluster::host::hypervisor;
+use crate::cluster::images::{built, of_build, of_disk};
+use crate::cluster::stage_keys::rungs_of;
 use crate::error::Result;
 use crate::images::manifest::{Manifests, load_dir};
 use crate::images::presence;

@@ -4,12 +4,12 @@ use super::args::Host;
 use super::session::{Session, Work};
 use super::table::Table;
 use super::view::human_bytes;
-use super::{e2e, finish, print, write};
-use crate::error::{Error, Result};
+use super::{finish, print, write};
+use crate::cluster::host::{hypervisor, install_tools, judge};
+use crate::error::Result;
 use crate::host::{self, DeviceState, HostReport, HostScope, Need, NeedState};
 use crate::lab::accel::{Judgement, Trial, Trust};
 use serde_json::{Value, json};
-use std::os::unix::fs::DirBuilderExt;
 use std::process::ExitCode;
 
 pub async fn run(session: Session, verb: Host) -> Result<ExitCode> {
@@ -17,9 +17,11 @@ pub async fn run(session: Session, verb: Host) -> Result<ExitCode> {
         .conduct(|work| async move {
             match verb {
                 Host::Check { json } => check(&work, json).await,
-                Host::Setup { run_only: true } => setup(&work, HostScope::RunLabs).await.map(drop),
+                Host::Setup { run_only: true } => {
+                    install_tools(&work, HostScope::RunLabs).await.map(drop)
+                }
                 Host::Setup { run_only: false } => {
-                    setup(&work, HostScope::BuildImages).await.map(drop)
+                    install_tools(&work, HostScope::BuildImages).await.map(drop)
                 }
             }
         })
@@ -27,30 +29,13 @@ pub async fn run(session: Session, verb: Host) -> Result<ExitCode> {
     finish(&record, out)
 }
 
-/// Installs what is missing for `scope`, or fails with the commands that do.
-pub async fn setup(work: &Work, scope: HostScope) -> Result<HostReport> {
-    make_store(work)?;
-    let logs = work.env.store.join("logs");
-    std::fs::create_dir_all(&logs)
-        .map_err(|e| Error::host("the folder of logs cannot be made").at(&logs, None).because(e))?;
-    let (store, log) = (&work.env.store, logs.join("setup.log"));
-    host::ensure_tools(scope, store, work.env.mirrors().as_ref(), &log, &work.events).await
-}
-
-/// Private whatever the umask, as the store itself makes it.
-fn make_store(work: &Work) -> Result<()> {
-    let mut folder = std::fs::DirBuilder::new();
-    let made = folder.recursive(true).mode(0o700).create(&work.env.store);
-    made.map_err(|e| Error::host("the store cannot be made").at(&work.env.store, None).because(e))
-}
-
 /// Shows what was found, also where something is missing: then that is the error.
 async fn check(work: &Work, json: bool) -> Result<()> {
     let report = host::inspect(&work.env.store, work.env.mirrors().as_ref()).await;
-    let judged = match e2e::hypervisor().await {
+    let judged = match hypervisor().await {
         // Whoever asks is told what is, and not what was.
         Ok(hypervisor) => {
-            let judged = e2e::judge(work, &hypervisor, Trust::Nothing);
+            let judged = judge(work, &hypervisor, Trust::Nothing);
             Some(work.events.phase("accelerator", judged).await?)
         }
         Err(_) => None,

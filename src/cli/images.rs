@@ -9,10 +9,8 @@ use super::session::{Session, Work};
 use super::table::Table;
 use super::view::human_bytes;
 use super::{finish, print};
+use crate::cluster::images::{build, builder, fetch, missing, node_packages};
 use crate::error::{Error, Kind as ErrorKind, Result};
-use crate::host::HostScope;
-use crate::images::build::{Builder, Built};
-use crate::images::fetch::Options;
 use crate::images::inspect::{Inspection, inspect};
 use crate::images::manifest::{Kind, Manifest, Manifests, load_dir};
 use crate::images::store::Store;
@@ -69,7 +67,7 @@ async fn act(work: Work, verb: Images) -> Result<String> {
             let (builder, to) = (builder(&work, &store), work.env.cwd.join(to));
             let mut outcomes = Outcomes::new(&work, wanted.len());
             for manifest in wanted {
-                let packages = super::e2e::packages(&manifest.name);
+                let packages = node_packages(&manifest.name);
                 let folder = export_image(&builder, manifest, &packages, &to).await;
                 outcomes.note(&manifest.name, folder.map(|f| line(&manifest.name, &f)))?;
             }
@@ -80,8 +78,7 @@ async fn act(work: Work, verb: Images) -> Result<String> {
             let mut outcomes = Outcomes::new(&work, folders.len());
             for folder in folders {
                 let from = work.env.cwd.join(&folder);
-                let packages = super::e2e::packages;
-                let imported = import_image(&builder, &manifests, packages, &from).await;
+                let imported = import_image(&builder, &manifests, node_packages, &from).await;
                 let said = imported.map(|i| line(&i.name, &i.disk));
                 outcomes.note(&folder.display().to_string(), said)?;
             }
@@ -101,34 +98,6 @@ async fn act(work: Work, verb: Images) -> Result<String> {
             Ok(String::new())
         }
     }
-}
-
-pub async fn fetch(work: &Work, store: &Store, manifest: &Manifest) -> Result<PathBuf> {
-    crate::images::fetch::fetch(store, manifest, &fetch_options(work)?, &work.patience()).await
-}
-
-fn fetch_options(work: &Work) -> Result<Options> {
-    let (proxies, roots) = (work.env.outbound.proxies()?, work.env.outbound.roots().clone());
-    Ok(Options { proxies, roots, ..Default::default() })
-}
-
-/// Builds a recipe, if it is not in the store as it stands. The tools for it are installed where they
-/// may be.
-pub async fn build(work: &Work, store: &Store, manifest: &Manifest) -> Result<Built> {
-    if built(work, store, manifest)?.is_none() {
-        super::host::setup(work, HostScope::BuildImages).await?;
-    }
-    builder(work, store).build(manifest, &super::e2e::packages(&manifest.name)).await
-}
-
-/// The build of a recipe as it stands, if it is in the store.
-pub fn built(work: &Work, store: &Store, manifest: &Manifest) -> Result<Option<Built>> {
-    builder(work, store).built(manifest, &super::e2e::packages(&manifest.name))
-}
-
-pub fn builder(work: &Work, store: &Store) -> Builder {
-    let (store, logs) = (store.clone(), work.env.store.join("logs"));
-    Builder { store, given_mirrors: work.env.mirrors(), logs, patience: work.patience() }
 }
 
 fn all_of<'m>(manifests: &'m Manifests, names: &[String]) -> Result<Vec<&'m Manifest>> {
@@ -233,14 +202,6 @@ fn locate(work: &Work, manifests: &Manifests, store: &Store, image: &str) -> Res
     }
     let (manifest, presence) = resolve(manifests, store, image)?;
     presence.disk().ok_or_else(|| missing(manifest, store))
-}
-
-/// The error for an image that should be in the store, with how to get it there.
-pub fn missing(manifest: &Manifest, store: &Store) -> Error {
-    let verb = if manifest.is_recipe() { "build" } else { "fetch" };
-    Error::image(format!("{} is not in the store", manifest.name))
-        .at(store.root(), None)
-        .hint(format!("stackproof images {verb} {}", manifest.name))
 }
 
 fn inspection_text(found: &Inspection) -> String {

@@ -81,7 +81,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
 
 /// Removes what killed runs left. Failing at it must not keep anybody from what he asked for.
 fn sweep(session: &Session) {
-    let runs = e2e::runs(&session.env.store);
+    let runs = crate::cluster::runs(&session.env.store);
     match crate::lab::rundir::sweep(&runs) {
         Ok(removed) => {
             for path in removed {

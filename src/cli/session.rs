@@ -7,11 +7,15 @@ use super::failure::Failure;
 use super::record::{NotRun, Record};
 use super::signal::Stop;
 use super::view::{self, Shown};
+use crate::cluster::{RunContext, host};
 use crate::error::{Error, Result};
 use crate::event::Events;
 use crate::images::store::Store;
+use crate::lab::accel::{Accel, Trust};
+use crate::lab::hypervisor::Hypervisor;
 use crate::secret::Redactor;
-use crate::wait::{Patience, Speed};
+use crate::wait::Speed;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -29,18 +33,27 @@ pub struct Session {
     start: Instant,
 }
 
-/// What the work of a verb is given. Cheap to clone.
+/// What the work of a verb is given. Cheap to clone. It is a [`RunContext`] with what the command
+/// line adds, and dereferences to it, so that it is passed where the library wants one.
 #[derive(Clone)]
 pub struct Work {
     pub env: Environment,
-    pub redactor: Redactor,
-    pub events: Events,
-    /// 1 until an accelerator was measured.
-    pub speed: Speed,
+    pub run: RunContext,
     pub facts: Arc<Mutex<Facts>>,
     pub shown: Shown,
-    /// What the user chose of it; set by the verbs that have the options.
-    pub virtualization: Virtualization,
+}
+
+impl Deref for Work {
+    type Target = RunContext;
+    fn deref(&self) -> &RunContext {
+        &self.run
+    }
+}
+
+impl DerefMut for Work {
+    fn deref_mut(&mut self) -> &mut RunContext {
+        &mut self.run
+    }
 }
 
 /// What is learnt along the way and belongs to the record, whatever the end.
@@ -55,8 +68,16 @@ pub struct Facts {
 }
 
 impl Work {
-    pub fn patience(&self) -> Patience {
-        Patience::new(self.speed.clone(), self.events.clone())
+    /// Takes over what the user chose of the accelerators; for the verbs that have the options.
+    pub fn choose(&mut self, virtualization: Virtualization) {
+        (self.run.accel, self.run.nested) = (virtualization.accel(), virtualization.nested());
+    }
+
+    /// Has the accelerator chosen, and notes it in the record.
+    pub async fn choose_accelerator(&self, hypervisor: &Hypervisor, trust: Trust) -> Result<Accel> {
+        let accel = host::choose_accelerator(self, hypervisor, trust).await?;
+        self.learn(|facts| facts.accelerator = Some(accel.to_string().to_lowercase()));
+        Ok(accel)
     }
 
     /// The store of images. What could not be removed from it is told, and keeps nobody from it.
@@ -129,15 +150,17 @@ impl Session {
         self,
         conduct: impl AsyncFnOnce(Stop, Work) -> Result<T>,
     ) -> (Record, Result<T>) {
-        let given = Work {
-            env: self.env,
-            redactor: self.redactor.clone(),
+        let run = RunContext {
+            store_dir: self.env.store.clone(),
+            mirrors: self.env.mirrors(),
+            outbound: self.env.outbound.clone(),
             events: self.events.clone(),
+            redactor: self.redactor.clone(),
             speed: Speed::new(1.0),
-            facts: Arc::default(),
-            shown: self.shown,
-            virtualization: Virtualization::default(),
+            accel: None,
+            nested: None,
         };
+        let given = Work { env: self.env, run, facts: Arc::default(), shown: self.shown };
         let (speed, facts) = (given.speed.clone(), given.facts.clone());
         let out = conduct(self.stop, given).await;
         // The reader may have panicked; the result must not be lost with it.

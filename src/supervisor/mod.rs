@@ -2,12 +2,10 @@
 //! private socket. Prints nothing; the command line shows what comes from here.
 
 pub mod client;
-pub mod cloud;
 pub mod fault;
 mod forward;
 mod handles;
 pub mod login;
-pub mod nodes;
 pub mod owner;
 pub mod place;
 pub mod protocol;

@@ -1,17 +1,17 @@
 //! The owner of a running lab: machines and networks are its alone, and everything asked of them
 //! passes through one loop, so that two requests never meet in the middle of a machine.
 
-use super::cloud::Cloud;
 use super::fault::FaultRequest;
 use super::forward::{Forwards, Way};
 use super::handles::{Handles, Reach, Seen, no_node};
-use super::nodes::Resync;
 use super::place::{Claim, Place, SOCKET};
 use super::protocol::{Answer, Phase, Request};
 use super::proxy::Proxy;
 use super::seam::{self, Writer};
 use super::status::{Heartbeats, Status};
-use super::{login, nodes, serve, socket};
+use super::{login, serve, socket};
+use crate::cluster::credentials::Cloud;
+use crate::cluster::node_tasks::{self, Resync};
 use crate::error::{Context, Error, Kind, Result};
 use crate::lab::admission::Reservation;
 use crate::lab::{Lab, LabOptions, Node};
@@ -504,8 +504,8 @@ impl Work<'_> {
 
     async fn fill(&self, node: &str, full: bool) -> Result<Answer> {
         let lab = &self.running.lab;
-        let reached = nodes::reach(lab, &self.patience.speed)?;
-        nodes::fill(&reached, self.node(node)?.name(), full, self.patience).await?;
+        let reached = node_tasks::reach(lab, &self.patience.speed)?;
+        node_tasks::fill(&reached, self.node(node)?.name(), full, self.patience).await?;
         Ok(Answer::Done)
     }
 

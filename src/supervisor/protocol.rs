@@ -1,9 +1,9 @@
 //! What is said over the control socket: one JSON object a line each way, then, for a stream, raw
 //! bytes both ways until either side closes.
 
-use super::cloud::Cloud;
 use super::fault::FaultRequest;
 use super::status::Status;
+use crate::cluster::credentials::Cloud;
 use crate::error::{Error, FailureCause, Kind, Result};
 use crate::secret::Redactor;
 use serde::de::DeserializeOwned;

@@ -1,9 +1,9 @@
 //! Where the owner of a lab meets the lab's rooms: one function for each thing that it asks of them.
 
-use super::cloud::Cloud;
 use super::fault::{NodeGroup, PortName};
-use super::nodes::{self, Resync};
 use super::status::Heartbeats;
+use crate::cluster::credentials::Cloud;
+use crate::cluster::node_tasks::{self, Resync};
 use crate::error::{Context, Error, Kind, Result};
 use crate::lab::admission::{self, Room};
 use crate::lab::checkpoint::{After, Checkpoint, Notes};
@@ -47,8 +47,8 @@ pub async fn checkpoint(
 }
 
 async fn slim(lab: &Lab, patience: &Patience) -> Result<()> {
-    let reached = nodes::reach(lab, &patience.speed)?;
-    nodes::slim(lab, &reached, patience).await
+    let reached = node_tasks::reach(lab, &patience.speed)?;
+    node_tasks::slim(lab, &reached, patience).await
 }
 
 /// The clocks that no guest agent has set; then all are kept right by their time servers again. A lab
@@ -58,7 +58,7 @@ async fn set_clocks(lab: &Lab, unstepped: Result<Vec<String>>, patience: &Patien
         let message = format!("a clock stood still with the lab and was not set: {e}");
         patience.events.warning(message);
     };
-    let reached = match nodes::reach(lab, &patience.speed) {
+    let reached = match node_tasks::reach(lab, &patience.speed) {
         Ok(reached) => reached,
         Err(e) => {
             not_set(e);
@@ -66,13 +66,13 @@ async fn set_clocks(lab: &Lab, unstepped: Result<Vec<String>>, patience: &Patien
         }
     };
     let all = || reached.iter().map(|n| n.name.clone()).collect();
-    let set = async { nodes::set_clocks(&reached, &unstepped?, patience).await };
+    let set = async { node_tasks::set_clocks(&reached, &unstepped?, patience).await };
     // Which of them is wrong is not known then: chrony corrects what it finds.
     let off = set.await.unwrap_or_else(|e| {
         not_set(e);
         all()
     });
-    nodes::resync(&reached, &off, patience)
+    node_tasks::resync(&reached, &off, patience)
 }
 
 /// What lab a checkpoint is of.

@@ -3,11 +3,11 @@
 use crate::bench::{Bench, COMMAND, leg, run};
 use crate::registry::{self, Needs, Test};
 use crate::restores::restore_in_a_row;
+use stackproof::cluster::node_tasks;
 use stackproof::error::{Error, Result};
 use stackproof::lab::checkpoint::{After, Notes, SLIM};
 use stackproof::lab::spec::LabSpec;
 use stackproof::lab::{BootImage, Lab};
-use stackproof::supervisor::nodes;
 use stackproof::wait::{Death, Poll};
 use std::net::SocketAddrV4;
 use std::os::unix::fs::MetadataExt;
@@ -120,15 +120,15 @@ async fn wakes() -> Result<()> {
 
 /// A full disk takes nothing more, not even root's, until it is freed.
 async fn full_disk(bench: &Bench, lab: &Lab) -> Result<()> {
-    let nodes = nodes::reach(lab, &bench.patience.speed)?;
+    let nodes = node_tasks::reach(lab, &bench.patience.speed)?;
     // A megabyte more; the shell keeps what it says in memory.
     let write = "said=$(head -c 1000000 /dev/zero 2>&1 >/root/more); echo \"$? $said\"; \
                  rm -f /root/more";
     assert_eq!(ask(bench, lab, write).await?, "0", "it takes a megabyte before");
-    nodes::fill(&nodes, "a", true, &bench.patience).await?;
+    node_tasks::fill(&nodes, "a", true, &bench.patience).await?;
     let said = ask(bench, lab, write).await?;
     assert!(said.starts_with("1 ") && said.contains("No space left on device"), "{said}");
-    nodes::fill(&nodes, "a", false, &bench.patience).await?;
+    node_tasks::fill(&nodes, "a", false, &bench.patience).await?;
     assert_eq!(ask(bench, lab, write).await?, "0", "it takes a megabyte again");
     Ok(())
 }

@@ -7,7 +7,7 @@ use super::{Host, Number, TRIES};
 use crate::cli::record::NotRun;
 use crate::cli::root::Root;
 use crate::cli::session::Work;
-use crate::cli::{e2e, images};
+use crate::cluster::{host, images, runs};
 use crate::engine::ssh::{Client, HostKey, Key};
 use crate::error::{Error, Result};
 use crate::images::build::Built;
@@ -32,8 +32,8 @@ pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Vec<NotRu
     let store = Store::open(&work.env.store)?;
     let root = Root::find(&work.env)?;
     let options = LabOptions {
-        run_root: e2e::runs(&work.env.store),
-        slots: e2e::runs(&work.env.store),
+        run_root: runs(&work.env.store),
+        slots: runs(&work.env.store),
         hypervisor: host.hypervisor.clone(),
         accel: host.accel,
         boots: BOOTS,
@@ -41,7 +41,7 @@ pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Vec<NotRu
         logs: None,
     };
     let spec = LabSpec::parse(Path::new("bench.toml"), &lab())?;
-    let _room = e2e::reserve(work, &spec, false).await?;
+    let _room = host::reserve(work, &spec, false).await?;
 
     let (mut numbers, mut not_run) = (Vec::new(), Vec::new());
     let cloud = Manifest::load(&root.images().join("probe-guest.toml"))?;

@@ -2,9 +2,9 @@
 //! userland for each.
 
 use super::peers;
-use crate::cli::images;
 use crate::cli::root::Root;
 use crate::cli::session::Work;
+use crate::cluster::images;
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::tool::Tool;
 use crate::images::build::Built;

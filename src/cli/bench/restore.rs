@@ -1,10 +1,10 @@
 //! A cloud restored, beside the reading of the same memory from the same files.
 
 use super::{Host, Number};
-use crate::cli::e2e;
 use crate::cli::lab;
 use crate::cli::record::NotRun;
 use crate::cli::session::Work;
+use crate::cluster::{host, runs};
 use crate::error::{Context, Kind, Result};
 use crate::lab::checkpoint::Checkpoint;
 use crate::lab::{BOOTS, Lab, LabOptions, sparse};
@@ -41,14 +41,14 @@ pub async fn measure(work: &Work, host: &Host) -> Result<(Vec<Number>, Option<No
         return Ok((Vec::new(), Some(NotRun { name: "restore of a cloud".into(), reason })));
     };
     let logs = tempfile::tempdir().doing(Kind::Host, || "a folder for consoles".into())?;
-    let run_root = e2e::runs(&work.env.store);
+    let run_root = runs(&work.env.store);
     let logs = Some(logs.path().to_owned());
     let slots = run_root.clone();
     let (hypervisor, accel) = (host.hypervisor.clone(), host.accel);
     let options =
         LabOptions { run_root, slots, hypervisor, accel, boots: BOOTS, keep: false, logs };
     let saved = Checkpoint::open(&layer.dir)?;
-    let _room = e2e::reserve(work, saved.spec(), true).await?;
+    let _room = host::reserve(work, saved.spec(), true).await?;
     let files = saved.memories();
     let mut rows = Vec::new();
     for from in [From::Disk, From::PageCache] {

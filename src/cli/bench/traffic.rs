@@ -18,7 +18,7 @@ use super::{Host, Number, TRIES};
 use crate::cli::record::NotRun;
 use crate::cli::root::Root;
 use crate::cli::session::Work;
-use crate::cli::{e2e, images};
+use crate::cluster::{host, images, runs};
 use crate::error::{Context, Error, Kind, Result};
 use crate::images::build::Built;
 use crate::images::build::cpio::Archive;
@@ -249,7 +249,7 @@ async fn under(
     let (mut numbers, mut not_run) = (Vec::new(), Vec::new());
     for mtu in MTUS {
         let spec = LabSpec::parse(Path::new("bench.toml"), &lab(mtu))?;
-        let _room = e2e::reserve(work, &spec, false).await?;
+        let _room = host::reserve(work, &spec, false).await?;
         let race = Race { work, host, built, load, mtu, spec: &spec, patience: work.patience() };
         let ours = race.run(Between::Ours(Switch::new().network(NETWORK))).await?;
         if ours.received != ours.sent {
@@ -336,7 +336,7 @@ struct Race<'a> {
 
 impl Race<'_> {
     async fn run(&self, between: Between<'_>) -> Result<Carried> {
-        let dir = RunDir::create(&e2e::runs(&self.work.env.store), &self.spec.name)?;
+        let dir = RunDir::create(&runs(&self.work.env.store), &self.spec.name)?;
         let receiver = self.start(RECEIVER, &dir, &between).await?;
         let carried = self.carry(&receiver, &dir, &between);
         let mut dead = receiver.death();

@@ -1,18 +1,14 @@
 //! Which image the instance boots, and who logs in to it.
 
-use super::warm::{of_build, of_disk};
 use crate::cli::args::E2e;
-use crate::cli::images::{build, fetch, missing};
 use crate::cli::record::NotRun;
 use crate::cli::session::Work;
+use crate::cluster::images::ensure_image;
+use crate::cluster::instance::InstanceImage;
 use crate::error::{Error, Result};
-use crate::images::inspect::inspect;
 use crate::images::manifest::{Format, Manifest, Manifests};
 use crate::images::store::Store;
 use crate::images::{Presence, presence};
-use crate::lab::BootImage;
-use crate::lab::spec::{Bytes, LabSpec};
-use crate::roles::topology::Role;
 use std::path::{Path, PathBuf};
 
 /// What was asked for, known to exist, not fetched or built yet.
@@ -20,17 +16,6 @@ use std::path::{Path, PathBuf};
 pub enum Wanted<'m> {
     Known { manifest: &'m Manifest, user: String },
     File { path: PathBuf, user: String },
-}
-
-/// An image that can be given to the cloud.
-#[derive(Clone, Debug)]
-pub struct Instance {
-    pub name: String,
-    /// A qcow2 file whose header was found harmless.
-    pub disk: PathBuf,
-    pub user: String,
-    /// Bytes.
-    pub virtual_size: u64,
 }
 
 impl<'m> Wanted<'m> {
@@ -75,10 +60,10 @@ impl<'m> Wanted<'m> {
     }
 
     /// Brings the image in and reads its header.
-    pub async fn obtain(self, work: &Work, store: &Store) -> Result<Instance> {
+    pub async fn obtain(self, work: &Work, store: &Store) -> Result<InstanceImage> {
         let (name, disk, user) = match self {
             Wanted::Known { manifest, user } => {
-                let disk = bring(work, store, manifest).await?;
+                let disk = ensure_image(work, store, manifest).await?;
                 (manifest.name.clone(), disk, user)
             }
             Wanted::File { path, user } => {
@@ -86,57 +71,8 @@ impl<'m> Wanted<'m> {
                 (name, path, user)
             }
         };
-        let found = inspect(&disk)?.require(Some(Format::Qcow2))?;
-        if let Some(why) = found.cloud_refuses.first() {
-            return Err(Error::image("is an image that OpenStack refuses")
-                .at(&disk, None)
-                .because(why.clone())
-                .hint("convert it: qemu-img convert -O qcow2 -o extended_l2=off FILE NEW.qcow2"));
-        }
-        let virtual_size = found.virtual_size.unwrap_or(found.bytes);
-        Ok(Instance { name, disk, user, virtual_size })
+        InstanceImage::open(name, disk, user)
     }
-}
-
-impl Instance {
-    /// The flavor has the image's virtual size, and a compute node must have room for it.
-    pub fn check_disk(&self, spec: &LabSpec) -> Result<()> {
-        let computes =
-            spec.nodes.iter().filter(|n| n.roles.iter().any(|role| role == Role::Compute.name()));
-        // A node without `disk` has its image's size, which is known to be enough for itself alone.
-        let Some(largest) = computes.filter_map(|n| n.disk).max() else { return Ok(()) };
-        if self.virtual_size < largest {
-            return Ok(());
-        }
-        let (image, node) = (Bytes(self.virtual_size), Bytes(largest));
-        Err(Error::input(format!("{image} of disk; the compute nodes have {node}"))
-            .at(&self.disk, None)
-            .hint("use a smaller image, or a lab whose compute nodes have a larger `disk`"))
-    }
-}
-
-/// The disk of a known image, fetched or built if it is not in the store.
-pub async fn bring(work: &Work, store: &Store, manifest: &Manifest) -> Result<PathBuf> {
-    if manifest.is_recipe() {
-        // The builder alone knows whether what is there is of the recipe as it stands.
-        return Ok(build(work, store, manifest).await?.disk());
-    }
-    match presence(manifest, store).disk() {
-        Some(disk) => Ok(disk),
-        None => fetch(work, store, manifest).await.map_err(|e| match e.hint_text() {
-            Some(_) => e,
-            None => e.hint(missing(manifest, store).hint_text().unwrap_or_default()),
-        }),
-    }
-}
-
-/// What a node boots from a known image: the kernel directly where the image was built here.
-pub async fn boot_image(work: &Work, store: &Store, manifest: &Manifest) -> Result<BootImage> {
-    if !manifest.is_recipe() {
-        let disk = bring(work, store, manifest).await?;
-        return Ok(of_disk(disk));
-    }
-    of_build(&build(work, store, manifest).await?)
 }
 
 /// The images that people use and this run did not, with the reason: a run with one image proves
@@ -204,22 +140,6 @@ mod tests {
         assert!(e.hint_text().unwrap().contains("--instance-user"), "{e}");
         let e = of("--instance-image b.qcow2 --instance-user joe");
         assert!(e.to_string().contains("b.qcow2"), "{e}");
-        assert_eq!(e.kind(), Kind::Input);
-    }
-
-    #[test]
-    fn an_image_larger_than_the_compute_nodes_is_refused() {
-        let text = std::fs::read_to_string("vmtests/labs/two-node.toml").unwrap();
-        let spec = LabSpec::parse(Path::new("two-node.toml"), &text).unwrap();
-        let of = |virtual_size| Instance {
-            name: "big".into(),
-            disk: "big.qcow2".into(),
-            user: "u".into(),
-            virtual_size,
-        };
-        of(1 << 30).check_disk(&spec).unwrap();
-        let e = of(40 << 30).check_disk(&spec).unwrap_err();
-        assert_eq!(e.to_string(), "big.qcow2: 40 GiB of disk; the compute nodes have 20 GiB");
         assert_eq!(e.kind(), Kind::Input);
     }
 

@@ -1,11 +1,8 @@
 //! `stackproof e2e`: a cluster booted, a cloud provisioned on it, and the proof that it works.
 
-pub mod fits;
 mod instance;
 mod logs;
-mod rooms;
 mod summary;
-mod topology;
 mod warm;
 
 use super::args::E2e;
@@ -13,23 +10,19 @@ use super::record::NotRun;
 use super::root::Root;
 use super::session::{Session, Work};
 use super::{finish, print, print_error, write};
-use crate::engine::apply::Report;
+use crate::cluster::images::{needed_images, node_images};
+use crate::cluster::instance::InstanceImage;
+use crate::cluster::secret_scan::RunTranscript;
+use crate::cluster::stage_keys::symbolic_plan;
+use crate::cluster::{Boot, Cluster, fits, host};
 use crate::error::{Error, Result};
-use crate::event::{Check, Event, Status};
-use crate::images::manifest::{Manifest, Manifests, load_dir};
-use crate::images::store::Store;
-use crate::lab::BootImage;
+use crate::images::manifest::load_dir;
 use crate::lab::accel::Trust;
 use crate::lab::spec::LabSpec;
 use instance::Wanted;
 use logs::Logs;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
-
-pub use rooms::{Boot, accelerator, boot, host, hypervisor, judge, packages, reserve, runs};
-pub use warm::{of_build, of_disk, rungs_of};
 
 pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {
     let json = args.json.as_ref().map(|path| session.env.cwd.join(path));
@@ -52,12 +45,12 @@ pub async fn run(session: Session, args: E2e) -> Result<ExitCode> {
 }
 
 async fn act(mut work: Work, args: E2e) -> Result<()> {
-    work.virtualization = args.virtualization;
+    work.choose(args.virtualization);
     // What is wrong with the input is said before anything is installed, fetched or booted.
     let root = Root::find(&work.env)?;
     let spec = LabSpec::load(&root.lab(&args.lab, &work.env.cwd)?)?;
     // Which accelerator it will be makes no difference to that.
-    warm::symbolic_plan(&spec, crate::lab::accel::Accel::Tcg, None)?;
+    symbolic_plan(&spec, crate::lab::accel::Accel::Tcg, None)?;
     let manifests = load_dir(&root.images())?;
     let wanted = Wanted::of(&args, &manifests, &work.env.cwd)?;
     fits::check_memory(&spec, &manifests)?;
@@ -70,7 +63,7 @@ async fn act(mut work: Work, args: E2e) -> Result<()> {
     let events = work.events.clone();
     let needed = needed_images(&spec, &manifests)?.into_iter().chain(wanted.manifest());
     let needed: Vec<_> = needed.collect();
-    let hypervisor = events.phase("host", rooms::host(&work, &spec, &store, &needed)).await?;
+    let hypervisor = events.phase("host", host::check_host(&work, &spec, &store, &needed)).await?;
     let (instance, images) = events
         .phase("images", async {
             let images = node_images(&work, &spec, &manifests, &store).await?;
@@ -79,14 +72,13 @@ async fn act(mut work: Work, args: E2e) -> Result<()> {
         .await?;
     fits::check_disks(&spec, &images)?;
     instance.check_disk(&spec)?;
-    let accel =
-        events.phase("accelerator", rooms::accelerator(&work, &hypervisor, Trust::Choice)).await?;
+    let chosen = work.choose_accelerator(&hypervisor, Trust::Choice);
+    let accel = events.phase("accelerator", chosen).await?;
     fits::check_cpus(&spec, &manifests, accel)?;
     let logs = Logs::open(&work, &args)?;
-    let boot =
-        rooms::Boot { images: &images, hypervisor, accel, logs: &logs.folder, keep: args.keep };
+    let boot = Boot { images: &images, hypervisor, accel, logs: &logs.folder, keep: args.keep };
     // Held until the machines are gone.
-    let _room = rooms::reserve(&work, &spec, args.no_wait).await?;
+    let _room = host::reserve(&work, &spec, args.no_wait).await?;
     let proof = Proof { instance: &instance, args: &args };
     let (way, proven) = warm::cloud(&work, &spec, boot, proof).await?;
     let outcome = if proven {
@@ -110,8 +102,8 @@ fn not_asked_for(args: &E2e) -> Option<NotRun> {
 }
 
 /// The error with what the nodes say of it, saved in `logs`.
-async fn evidence(work: &Work, cluster: &rooms::Cluster, logs: &Path, error: Error) -> Error {
-    let saved = work.events.phase("evidence", cluster.save_evidence(work, logs)).await;
+async fn evidence(work: &Work, cluster: &Cluster, logs: &Path, error: Error) -> Error {
+    let saved = work.events.phase("evidence", cluster.save_evidence(logs)).await;
     match saved {
         Ok(causes) => error.evidence(causes),
         // The first error is the one that explains.
@@ -123,96 +115,52 @@ async fn evidence(work: &Work, cluster: &rooms::Cluster, logs: &Path, error: Err
 }
 
 /// The whole plan again: nothing may be left to change.
-async fn second_run(work: &Work, cluster: &rooms::Cluster) -> Result<()> {
-    let declared = cluster.declare(work)?;
-    let look = async {
-        let start = Instant::now();
-        let report = cluster.apply(&declared.plan).await?;
-        let check = verdict(&report, start.elapsed().as_secs_f64());
-        let error = (check.status != Status::Pass).then(|| {
-            Error::provision("the second run changed something")
-                .evidence(check.evidence.lines())
-                .hint("compare what these resources observe with what they apply")
-        });
-        work.events.send(Event::Check(check));
-        error.map_or(Ok(()), Err)
-    };
-    work.events.phase("second-run", look).await
+async fn second_run(work: &Work, cluster: &Cluster) -> Result<()> {
+    let declared = cluster.declare()?;
+    work.events.phase("second-run", cluster.second_run(&declared)).await
 }
 
 /// From a cloud that is ready to the verdict.
 #[derive(Clone, Copy)]
 struct Proof<'a> {
-    instance: &'a instance::Instance,
+    instance: &'a InstanceImage,
     args: &'a E2e,
 }
 
 impl Proof<'_> {
-    async fn of(self, work: &Work, cluster: &rooms::Cluster, logs: &Path) -> Result<()> {
+    async fn of(self, work: &Work, cluster: &Cluster, logs: &Path) -> Result<()> {
         let Proof { instance, args } = self;
         let events = &work.events;
-        let declared = cluster.declare(work)?;
+        let declared = cluster.declare()?;
         events
             .phase("nodes", async {
-                cluster.mends(work, &declared).await?;
-                cluster.facts(work, &declared).await
+                cluster.mends(&declared).await?;
+                cluster.facts(&declared).await
             })
             .await?;
         if args.reboot {
-            events.phase("reboot", cluster.reboots(work, &declared)).await?;
+            events.phase("reboot", cluster.reboots(&declared)).await?;
         }
-        events.phase("proof", cluster.prove(work, &declared, instance, args.keep)).await?;
-        events.phase("leaks", cluster.leaks(work, &declared, logs)).await
+        let prove = async {
+            let proven = cluster.prove(&declared, instance, args.keep).await?;
+            let left_out = proven.not_applicable.into_iter();
+            let left_out = left_out.map(|(name, reason)| NotRun { name, reason });
+            work.learn(|facts| facts.not_run.extend(left_out));
+            proven.verdict
+        };
+        events.phase("proof", prove).await?;
+        let transcript = || {
+            let (record, shown) = work.shown.text();
+            RunTranscript { record, shown }
+        };
+        events.phase("leaks", cluster.leaks(&declared, logs, transcript)).await
     }
-}
-
-/// The check that nothing was left to change, and that something was looked at.
-fn verdict(report: &Report, seconds: f64) -> Check {
-    let changed = report.changed.iter();
-    let mut lines: Vec<String> = changed
-        .map(|c| {
-            format!("{} of {} on {}: {}", c.resource, c.step, c.node, c.differences.join(", "))
-        })
-        .collect();
-    lines.extend(report.restarts.iter().map(|unit| format!("restarted {unit}")));
-    if report.unchanged == 0 {
-        lines.push("no resource was observed".into());
-    }
-    let (status, evidence) = if lines.is_empty() {
-        (Status::Pass, format!("{} resources observed as declared", report.unchanged))
-    } else {
-        (Status::Fail, lines.join("\n"))
-    };
-    Check { name: "second run changes nothing".into(), status, seconds, evidence }
-}
-
-/// The manifests of the images that the nodes boot.
-pub fn needed_images<'m>(spec: &LabSpec, manifests: &'m Manifests) -> Result<Vec<&'m Manifest>> {
-    spec.nodes.iter().map(|node| manifests.get(&node.image)).collect()
-}
-
-/// What the nodes boot, by the name of the image.
-pub async fn node_images(
-    work: &Work,
-    spec: &LabSpec,
-    manifests: &Manifests,
-    store: &Store,
-) -> Result<BTreeMap<String, BootImage>> {
-    let mut images = BTreeMap::new();
-    for node in &spec.nodes {
-        if !images.contains_key(&node.image) {
-            let manifest = manifests.get(&node.image)?;
-            images.insert(node.image.clone(), instance::boot_image(work, store, manifest).await?);
-        }
-    }
-    Ok(images)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::args::{Cli, Verb};
-    use crate::engine::apply::Change;
     use clap::Parser;
 
     #[test]
@@ -226,29 +174,5 @@ mod tests {
         };
         assert_eq!(not_asked_for(&args("")).unwrap().name, "reboot");
         assert!(not_asked_for(&args("--reboot")).is_none());
-    }
-
-    #[test]
-    fn a_second_run_that_changed_or_restarted_something_fails_and_names_it() {
-        let change = Change {
-            node: "openstack1".into(),
-            step: "base".into(),
-            resource: "file /etc/hosts".into(),
-            differences: vec!["one line".into()],
-        };
-        let changed = Report { changed: vec![change], unchanged: 9, ..Report::default() };
-        let check = verdict(&changed, 1.0);
-        assert_eq!(check.status, Status::Fail);
-        assert!(check.evidence.contains("/etc/hosts"), "{}", check.evidence);
-        let restarts = vec!["unit nova on openstack1".into()];
-        let restarted = Report { restarts, unchanged: 9, ..Report::default() };
-        assert_eq!(verdict(&restarted, 1.0).status, Status::Fail);
-    }
-
-    #[test]
-    fn a_second_run_passes_only_when_it_looked_at_something() {
-        let looked = Report { unchanged: 3, ..Report::default() };
-        assert_eq!(verdict(&looked, 1.0).status, Status::Pass);
-        assert_eq!(verdict(&Report::default(), 1.0).status, Status::Fail);
     }
 }

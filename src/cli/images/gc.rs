@@ -4,11 +4,11 @@
 //! and the disks of runs, of checkpoints in the store and of cached stages. A running lab holds a
 //! lease on its images too.
 
-use super::built;
-use crate::cli::e2e::runs;
 use crate::cli::lab::checkpoints;
 use crate::cli::session::Work;
 use crate::cli::view::human_bytes;
+use crate::cluster::images::built;
+use crate::cluster::runs;
 use crate::error::Result;
 use crate::event::Events;
 use crate::images::manifest::Manifests;

@@ -1,8 +1,9 @@
 //! `stackproof images check` and `update`: pins beside what their publishers offer now.
 
-use super::{Outcomes, all_of, fetch_options};
+use super::{Outcomes, all_of};
 use crate::cli::root::Root;
 use crate::cli::session::Work;
+use crate::cluster::images::fetch_options;
 use crate::error::{Context, Error, Kind, Result};
 use crate::fsutil::NamedOutput;
 use crate::images::fetch::Publisher;

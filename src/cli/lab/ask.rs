@@ -5,13 +5,14 @@ use super::{stdio, which};
 use crate::cli::print;
 use crate::cli::session::Work;
 use crate::cloud::rc as rc_files;
+use crate::cluster::credentials::environment;
 use crate::error::{Context, Error, Kind, Result};
 use crate::fsutil::{self, NamedWriter, WriteTarget};
 use crate::secret::Secret;
+use crate::supervisor::Client;
 use crate::supervisor::client::unexpected;
 use crate::supervisor::fault::{FaultRequest, PortName};
 use crate::supervisor::protocol::{Answer, Request};
-use crate::supervisor::{Client, cloud};
 use crate::wait::Death;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -127,7 +128,7 @@ pub async fn rc(work: &Work, client: &Client, dir: Option<PathBuf>, force: bool)
             )
         }
         None => {
-            write_logins(&[(&rc, &cloud::environment(&proxy))], force)?;
+            write_logins(&[(&rc, &environment(&proxy))], force)?;
             format!(
                 "{}\nno cloud was provisioned on this lab: the file only leads HTTP into its \
                  networks\nnext: . {} && curl http://NODE/\n",

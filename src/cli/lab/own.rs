@@ -3,10 +3,12 @@
 use super::args::Up;
 use super::show;
 use super::up::Source;
-use crate::cli::e2e::{self, Boot};
 use crate::cli::root::Root;
 use crate::cli::session::{Session, Work};
 use crate::cli::{finish, print, write};
+use crate::cluster::images::{needed_images, node_images};
+use crate::cluster::node_tasks::Resync;
+use crate::cluster::{self, Boot, fits, host, runs};
 use crate::engine::quote;
 use crate::error::{Error, Result};
 use crate::event::{Event, Events};
@@ -16,7 +18,6 @@ use crate::lab::admission::Reservation;
 use crate::lab::spec::LabSpec;
 use crate::lab::{BOOTS, LabOptions};
 use crate::secret::Redactor;
-use crate::supervisor::nodes::Resync;
 use crate::supervisor::owner::Running;
 use crate::supervisor::protocol::Refusal;
 use crate::supervisor::starter::News;
@@ -56,7 +57,7 @@ async fn own(work: Work, name: Option<String>, up: Up, way: Way) -> Result<()> {
         }
     };
     let mut told = work.clone();
-    told.virtualization = up.virtualization();
+    told.choose(up.virtualization());
     told.events = tee(&work, starter.as_ref().map(Starter::teller));
     let gone = starter.as_ref().map_or_else(Death::never, Starter::gone);
     let (owner, running) = match start(&told, name, &up, gone).await {
@@ -155,7 +156,7 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
             let from = &kept.dir;
             work.events.info(format!("restoring {}", kept.text));
             owner.doing("checking the host");
-            let hypervisor = work.events.phase("host", e2e::hypervisor()).await?;
+            let hypervisor = work.events.phase("host", host::hypervisor()).await?;
             let options = options(work, hypervisor, &logs).await?;
             seam::inspect(from, &options)?;
             let room = reserve(work, owner, &seam::spec(from)?, up).await?;
@@ -168,17 +169,18 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         }
     };
     let manifests = load_dir(&root.images())?;
-    e2e::fits::check_memory(&spec, &manifests)?;
-    let needed = e2e::needed_images(&spec, &manifests)?;
+    fits::check_memory(&spec, &manifests)?;
+    let needed = needed_images(&spec, &manifests)?;
     owner.doing("checking the host");
-    let hypervisor = work.events.phase("host", e2e::host(work, &spec, &store, &needed)).await?;
+    let hypervisor =
+        work.events.phase("host", host::check_host(work, &spec, &store, &needed)).await?;
     owner.doing("bringing images in");
-    let images = e2e::node_images(work, &spec, &manifests, &store);
+    let images = node_images(work, &spec, &manifests, &store);
     let images = work.events.phase("images", images).await?;
-    e2e::fits::check_disks(&spec, &images)?;
+    fits::check_disks(&spec, &images)?;
     owner.doing("measuring the accelerator");
     let options = options(work, hypervisor, &logs).await?;
-    e2e::fits::check_cpus(&spec, &manifests, options.accel)?;
+    fits::check_cpus(&spec, &manifests, options.accel)?;
     let room = reserve(work, owner, &spec, up).await?;
     owner.doing("booting");
     let boot = Boot {
@@ -189,11 +191,11 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
         keep: false,
     };
     let spec = LabSpec { name: place.name().to_owned(), ..spec };
-    let cluster = work.events.phase("boot", e2e::boot(work, &spec, &boot)).await?;
+    let cluster = work.events.phase("boot", cluster::boot(work, &spec, &boot)).await?;
     let mut cloud = None;
     if up.provision {
         owner.doing("provisioning");
-        let declared = cluster.declare(work)?;
+        let declared = cluster.declare()?;
         let report = work.events.phase("provision", cluster.apply(&declared.plan)).await?;
         let (changed, unchanged) = (report.changed.len(), report.unchanged);
         work.events.info(format!("{changed} resources changed, {unchanged} as declared"));
@@ -206,7 +208,7 @@ async fn boot(work: &Work, owner: &Owner, source: Source, up: &Up, root: &Root) 
 /// Room for the lab beside all others, held until its end.
 async fn reserve(work: &Work, owner: &Owner, spec: &LabSpec, up: &Up) -> Result<Reservation> {
     owner.doing("waiting for room");
-    e2e::reserve(work, spec, up.no_wait).await
+    host::reserve(work, spec, up.no_wait).await
 }
 
 async fn options(
@@ -214,11 +216,11 @@ async fn options(
     hypervisor: crate::lab::hypervisor::Hypervisor,
     logs: &Path,
 ) -> Result<LabOptions> {
-    let accel =
-        work.events.phase("accelerator", e2e::accelerator(work, &hypervisor, Trust::Speed)).await?;
+    let chosen = work.choose_accelerator(&hypervisor, Trust::Speed);
+    let accel = work.events.phase("accelerator", chosen).await?;
     Ok(LabOptions {
-        run_root: e2e::runs(&work.env.store),
-        slots: e2e::runs(&work.env.store),
+        run_root: runs(&work.env.store),
+        slots: runs(&work.env.store),
         hypervisor,
         accel,
         boots: BOOTS,

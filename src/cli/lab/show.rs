@@ -1,10 +1,10 @@
 //! Labs and their states, for people and for scripts.
 
-use crate::cli::e2e::runs;
 use crate::cli::session::Work;
 use crate::cli::table::Table;
 use crate::cli::view::{human_bytes, human_time};
 use crate::cli::{print, write};
+use crate::cluster::runs;
 use crate::error::Result;
 use crate::supervisor::place::Found;
 use crate::supervisor::protocol::Phase;

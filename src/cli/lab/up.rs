@@ -3,10 +3,10 @@
 use super::args::Up;
 use super::kept::{self, Kept};
 use super::show;
-use crate::cli::e2e::runs;
 use crate::cli::print;
 use crate::cli::root::Root;
 use crate::cli::session::Work;
+use crate::cluster::runs;
 use crate::error::{Error, Result};
 use crate::lab::spec::LabSpec;
 use crate::supervisor::Place;

@@ -1,7 +1,7 @@
 //! Which lab is meant when none is named.
 
-use crate::cli::e2e::runs;
 use crate::cli::session::Work;
+use crate::cluster::runs;
 use crate::error::{Error, Result};
 use crate::supervisor::place::Found;
 use crate::supervisor::{Client, Place};

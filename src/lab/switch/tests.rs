@@ -391,7 +391,7 @@ async fn a_network_that_shows_too_many_addresses_still_carries() {
     soon(a.from_switch.recv()).await.unwrap();
     for n in 0..5_000u32 {
         let mut mac = A;
-        mac[1..5].copy_from_slice(&n.to_be_bytes());
+        mac.0[1..5].copy_from_slice(&n.to_be_bytes());
         a.to_switch.send(frame(B, mac, b"").into()).await.unwrap();
         soon(b.from_switch.recv()).await.unwrap();
     }

@@ -1,8 +1,7 @@
 //! What is checked on the nodes themselves, before the proof from outside: the facts of the field
 //! notes, a change by hand that is mended, a reboot that is survived, and secrets in no log.
 
-use super::{Cluster, Declared};
-use crate::cli::session::Work;
+use super::provision::{Cluster, Declared};
 use crate::engine::apply::Report;
 use crate::engine::inventory::Node;
 use crate::engine::ssh::is_lost;
@@ -23,11 +22,25 @@ const SHORT: Duration = Duration::from_secs(10);
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 impl Cluster {
+    /// Applies the whole plan again: nothing may be left to change.
+    pub async fn second_run(&self, declared: &Declared) -> Result<()> {
+        let start = Instant::now();
+        let report = self.apply(&declared.plan).await?;
+        let check = verdict(&report, start.elapsed().as_secs_f64());
+        let error = (check.status != Status::Pass).then(|| {
+            Error::provision("the second run changed something")
+                .evidence(check.evidence.lines())
+                .hint("compare what these resources observe with what they apply")
+        });
+        self.run.events.send(Event::Check(check));
+        error.map_or(Ok(()), Err)
+    }
+
     /// Looks at every fact, all at once; each is a check.
-    pub async fn facts(&self, work: &Work, declared: &Declared) -> Result<()> {
+    pub async fn facts(&self, declared: &Declared) -> Result<()> {
         let mut looks = JoinSet::new();
         for (i, fact) in declared.facts.iter().cloned().enumerate() {
-            let (node, patience) = (self.of(&fact.node)?, work.patience());
+            let (node, patience) = (self.of(&fact.node)?, self.run.patience());
             looks.spawn(async move {
                 let start = Instant::now();
                 let what = fact.name.clone();
@@ -40,47 +53,47 @@ impl Cluster {
         }
         let mut checks = looks.join_all().await;
         checks.sort_by_key(|(i, _)| *i);
-        self.tell(work, checks.into_iter().map(|(_, check)| check))
+        self.tell(checks.into_iter().map(|(_, check)| check))
     }
 
     /// Changes a line on nodes by hand; the next run must mend exactly that.
-    pub async fn mends(&self, work: &Work, declared: &Declared) -> Result<()> {
+    pub async fn mends(&self, declared: &Declared) -> Result<()> {
         let start = Instant::now();
         for change in &declared.by_hand {
             let node = self.of(&change.node)?;
-            told(&work.speed, &node, "to have a file changed by hand", &change.shell).await?;
+            told(&self.run.speed, &node, "to have a file changed by hand", &change.shell).await?;
         }
         let report = self.apply(&declared.plan).await?;
         let seen = mended(&declared.by_hand, &report);
         let name = "lines changed by hand are mended, and nothing else".to_owned();
-        self.tell(work, [check(name, start, seen)])
+        self.tell([check(name, start, seen)])
     }
 
     /// Reboots one node after the other; each must come back as declared without our help.
-    pub async fn reboots(&self, work: &Work, declared: &Declared) -> Result<()> {
+    pub async fn reboots(&self, declared: &Declared) -> Result<()> {
         for node in &self.nodes {
             let start = Instant::now();
-            let seen = self.reboot(work, declared, node).await.map_err(|e| {
+            let seen = self.reboot(declared, node).await.map_err(|e| {
                 let lines = e.evidence_lines().iter().take(5).cloned();
                 std::iter::once(e.to_string()).chain(lines).collect::<Vec<_>>().join("; ")
             });
             let name = format!("{} rebooted comes back whole", node.name);
-            self.tell(work, [check(name, start, seen)])?;
+            self.tell([check(name, start, seen)])?;
         }
         Ok(())
     }
 
-    async fn reboot(&self, work: &Work, declared: &Declared, node: &Node) -> Result<String> {
-        let patience = work.patience();
-        let before = boot_id(work, node).await?;
-        order_reboot(&work.speed, node).await?;
+    async fn reboot(&self, declared: &Declared, node: &Node) -> Result<String> {
+        let (patience, speed) = (self.run.patience(), &self.run.speed);
+        let before = boot_id(speed, node).await?;
+        order_reboot(speed, node).await?;
         let start = Instant::now();
         let what = format!("{} to be up again", node.name);
         let death = &self.lab.death();
         patience
             .until(&what, REBOOTS, AGAIN, death, || async {
                 node.shell.reset().await;
-                match boot_id(work, node).await {
+                match boot_id(speed, node).await {
                     Ok(now) if now != before => Poll::Ready(()),
                     Ok(_) => Poll::NotYet("it has not gone down yet".into()),
                     Err(e) => Poll::NotYet(e.to_string()),
@@ -110,17 +123,17 @@ impl Cluster {
     }
 
     /// Sends the checks; the first that failed is the error.
-    pub(super) fn tell(&self, work: &Work, checks: impl IntoIterator<Item = Check>) -> Result<()> {
+    pub(super) fn tell(&self, checks: impl IntoIterator<Item = Check>) -> Result<()> {
         let mut failed = None;
         for mut check in checks {
-            check.evidence = work.redactor.clean(&check.evidence);
+            check.evidence = self.run.redactor.clean(&check.evidence);
             if check.status == Status::Fail && failed.is_none() {
                 failed = Some(
                     Error::new(Kind::Proof, format!("`{}` failed", check.name))
                         .evidence(check.evidence.lines()),
                 );
             }
-            work.events.send(Event::Check(check));
+            self.run.events.send(Event::Check(check));
         }
         failed.map_or(Ok(()), Err)
     }
@@ -145,8 +158,8 @@ async fn look(node: &Node, fact: &Fact) -> Poll<String> {
     }
 }
 
-async fn boot_id(work: &Work, node: &Node) -> Result<String> {
-    told(&work.speed, node, "to say which boot it is", &format!("cat {BOOT_ID}")).await
+async fn boot_id(speed: &Speed, node: &Node) -> Result<String> {
+    told(speed, node, "to say which boot it is", &format!("cat {BOOT_ID}")).await
 }
 
 /// The connection may go before the answer comes.
@@ -206,6 +219,26 @@ fn mended(by_hand: &[ByHand], report: &Report) -> Result<String, String> {
     Ok(format!("{}; {} others as declared", seen.join(", "), report.unchanged))
 }
 
+/// The check that nothing was left to change, and that something was looked at.
+fn verdict(report: &Report, seconds: f64) -> Check {
+    let changed = report.changed.iter();
+    let mut lines: Vec<String> = changed
+        .map(|c| {
+            format!("{} of {} on {}: {}", c.resource, c.step, c.node, c.differences.join(", "))
+        })
+        .collect();
+    lines.extend(report.restarts.iter().map(|unit| format!("restarted {unit}")));
+    if report.unchanged == 0 {
+        lines.push("no resource was observed".into());
+    }
+    let (status, evidence) = if lines.is_empty() {
+        (Status::Pass, format!("{} resources observed as declared", report.unchanged))
+    } else {
+        (Status::Fail, lines.join("\n"))
+    };
+    Check { name: "second run changes nothing".into(), status, seconds, evidence }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,5 +294,29 @@ mod tests {
         let mut more = good;
         more.changed.push(change("file /etc/y"));
         assert!(mended(&by_hand(), &more).unwrap_err().contains("/etc/y"));
+    }
+
+    #[test]
+    fn a_second_run_that_changed_or_restarted_something_fails_and_names_it() {
+        let change = Change {
+            node: "openstack1".into(),
+            step: "base".into(),
+            resource: "file /etc/hosts".into(),
+            differences: vec!["one line".into()],
+        };
+        let changed = Report { changed: vec![change], unchanged: 9, ..Report::default() };
+        let check = verdict(&changed, 1.0);
+        assert_eq!(check.status, Status::Fail);
+        assert!(check.evidence.contains("/etc/hosts"), "{}", check.evidence);
+        let restarts = vec!["unit nova on openstack1".into()];
+        let restarted = Report { restarts, unchanged: 9, ..Report::default() };
+        assert_eq!(verdict(&restarted, 1.0).status, Status::Fail);
+    }
+
+    #[test]
+    fn a_second_run_passes_only_when_it_looked_at_something() {
+        let looked = Report { unchanged: 3, ..Report::default() };
+        assert_eq!(verdict(&looked, 1.0).status, Status::Pass);
+        assert_eq!(verdict(&Report::default(), 1.0).status, Status::Fail);
     }
 }

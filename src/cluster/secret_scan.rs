@@ -1,8 +1,8 @@
 //! No secret stands in a log: every one is looked for, on the nodes and in what we wrote and showed.
 
-use super::nodes::check;
-use super::{Cluster, Declared};
-use crate::cli::session::Work;
+use super::context::RunContext;
+use super::node_checks::check;
+use super::provision::{Cluster, Declared};
 use crate::engine::inventory::Node;
 use crate::error::{Context, Error, Kind, Result};
 use crate::event::Event;
@@ -22,20 +22,33 @@ const SHORTEST: usize = 8;
 /// What the redactor puts in the place of a secret.
 const HIDDEN: &str = "[secret]";
 
+/// All that a run has recorded and shown until now.
+pub struct RunTranscript {
+    pub record: String,
+    pub shown: String,
+}
+
 impl Cluster {
     /// Looks for each secret in the journals and logs of all nodes, in our own folder of logs, and
     /// in all that was recorded and shown. A word that was logged and told on purpose must be found
     /// (on the nodes) and be hidden (by us), else nothing was looked at.
-    pub async fn leaks(&self, work: &Work, declared: &Declared, logs: &Path) -> Result<()> {
+    /// `transcript` gives what that is at the moment.
+    pub async fn leaks(
+        &self,
+        declared: &Declared,
+        logs: &Path,
+        transcript: impl Fn() -> RunTranscript,
+    ) -> Result<()> {
+        let run = &self.run;
         let canary = Secret::generate(12).doing(Kind::Host, || "no random bytes".into())?;
-        work.redactor.add(&canary);
-        let secrets = words(&work.redactor.all(), &declared.secrets, &canary)?;
+        run.redactor.add(&canary);
+        let secrets = words(&run.redactor.all(), &declared.secrets, &canary)?;
         for node in &self.nodes {
             let start = Instant::now();
-            let seen = on_node(node, work, &secrets, &canary).await?;
+            let seen = on_node(node, run, &secrets, &canary).await?;
             // Told by its word: whether it is washed is looked at below.
             let seen = seen.map(|told| format!("{told} ({})", canary.reveal()));
-            work.events.send(Event::Check(check(name(&node.name), start, seen.clone())));
+            run.events.send(Event::Check(check(name(&node.name), start, seen.clone())));
             if let Err(found) = seen {
                 return Err(Error::new(Kind::Proof, format!("`{}` failed", name(&node.name)))
                     .evidence([found]));
@@ -43,11 +56,11 @@ impl Cluster {
         }
         let start = Instant::now();
         let controls: Vec<_> = self.nodes.iter().map(|node| name(&node.name)).collect();
-        let seen = in_view(work, &controls, &secrets, &canary).await?;
-        self.tell(work, [check("no secret in what was recorded and shown".into(), start, seen)])?;
+        let seen = in_view(run, transcript, &controls, &secrets, &canary).await?;
+        self.tell([check("no secret in what was recorded and shown".into(), start, seen)])?;
         let start = Instant::now();
         let seen = in_folder(logs, &secrets)?;
-        self.tell(work, [check("no secret in our own logs and consoles".into(), start, seen)])
+        self.tell([check("no secret in our own logs and consoles".into(), start, seen)])
     }
 }
 
@@ -84,21 +97,21 @@ fn words(
 /// Looks in the record and in what the view was given. The checks `controls`, just told with the
 /// canary, must be there, and the canary must not.
 async fn in_view(
-    work: &Work,
+    run: &RunContext,
+    transcript: impl Fn() -> RunTranscript,
     controls: &[String],
     secrets: &[(String, Secret)],
     canary: &Secret,
 ) -> Result<Result<String, String>> {
-    let shown = work.shown.clone();
     let told = || async {
-        let (record, shown) = shown.text();
+        let RunTranscript { record, shown } = transcript();
         match controls.iter().find(|name| !record.contains(*name) || !shown.contains(*name)) {
             Some(name) => Poll::NotYet(format!("`{name}` is not there yet")),
             None => Poll::Ready((record, shown)),
         }
     };
     let what = "the record to have what was told";
-    let texts = work.patience().until(what, TOLD, AGAIN, &Death::never(), told).await?;
+    let texts = run.patience().until(what, TOLD, AGAIN, &Death::never(), told).await?;
     Ok(judge_view([("the record", &texts.0), ("what was shown", &texts.1)], secrets, canary))
 }
 
@@ -127,13 +140,13 @@ fn judge_view(
 
 async fn on_node(
     node: &Node,
-    work: &Work,
+    run: &RunContext,
     secrets: &[(String, Secret)],
     canary: &Secret,
 ) -> Result<Result<String, String>> {
-    let run = async { node.shell.script(script(secrets, canary)).await };
+    let read = async { node.shell.script(script(secrets, canary)).await };
     let what = format!("the logs of {} to be read", node.name);
-    let out = work.patience().within(&what, READING, &node.death, run).await?;
+    let out = run.patience().within(&what, READING, &node.death, read).await?;
     if out.status != 0 {
         return Err(Error::provision(format!("the logs of {} could not be read", node.name))
             .evidence(out.stderr_tail(5)));

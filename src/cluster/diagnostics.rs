@@ -1,6 +1,7 @@
 //! What is read on the nodes after a failure, and where it is kept.
 
-use crate::diagnose::{Role, Text, collect_plan};
+use super::provision::Cluster;
+use crate::diagnose::{Role, Text, causes, collect_plan};
 use crate::engine::inventory::Node;
 use crate::error::{Context, Kind, Result};
 use crate::lab::spec::LabSpec;
@@ -17,6 +18,24 @@ use tokio::task::JoinSet;
 const PER_NODE: Duration = Duration::from_secs(90);
 /// For one command of it.
 const PER_COMMAND: Duration = Duration::from_secs(10);
+/// So many likely causes are told with an error.
+const CAUSES: usize = 3;
+
+impl Cluster {
+    /// Journals and service logs, without secrets, into `logs`, where the consoles are already.
+    /// Returns what likely caused the failure.
+    pub async fn save_evidence(&self, logs: &Path) -> Result<Vec<String>> {
+        let spec = self.lab.spec();
+        let run = &self.run;
+        let mut texts = gather(&self.nodes, spec, &run.patience(), &run.redactor).await;
+        texts.append(&mut self.kept.lock().unwrap_or_else(|p| p.into_inner()));
+        save(&texts, logs, &run.redactor)?;
+        let causes = causes(&texts).into_iter().take(CAUSES);
+        Ok(causes
+            .map(|c| format!("{} ({}:{}: {})", c.meaning, c.text, c.line, c.excerpt))
+            .collect())
+    }
+}
 
 /// Reads journals and service logs of all nodes at once. A node that does not answer gives what it
 /// gave until then.
@@ -159,10 +178,10 @@ mod tests {
         save(&texts, dir.path(), &redactor).unwrap();
         let journal = Journal::open(dir.path().join("engine.log"), redactor.clone()).unwrap();
         journal.note("openstack1", &said);
-        super::super::leaks::in_folder(dir.path(), &all).unwrap().unwrap();
+        super::super::secret_scan::in_folder(dir.path(), &all).unwrap().unwrap();
         // The control: the search finds each of them where nothing was washed.
         std::fs::write(dir.path().join("raw.log"), &said).unwrap();
-        let found = super::super::leaks::in_folder(dir.path(), &all).unwrap().unwrap_err();
+        let found = super::super::secret_scan::in_folder(dir.path(), &all).unwrap().unwrap_err();
         assert!(found.contains("fernet.next in") && found.contains("key in"), "{found}");
         assert!(found.split(", ").all(|one| one.ends_with("raw.log")), "{found}");
     }

@@ -18,7 +18,7 @@
 //! * Files are 0600 and folders 0700: images hold what was baked into them.
 
 use super::digest::{self, Algorithm, Digest, Hasher};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, FailureCause, Kind, Result};
 use crate::event::{Event, Events, Unit};
 use crate::lockfile::{Hold, LockFile};
 use crate::wait::{Death, Patience, Poll};
@@ -450,8 +450,9 @@ impl Store {
                 },
             )
             .await;
-        waited.map_err(|e| match e.kind() {
-            Kind::Lab => Error::image(e.message().to_owned())
+        waited.map_err(|e| match e.cause() {
+            Some(cause @ FailureCause::TimedOut) => Error::image(e.message().to_owned())
+                .caused_by(cause)
                 .at(self.lock_path(name), None)
                 .hint("`fuser` on that file tells which process it is"),
             _ => e,

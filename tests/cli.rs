@@ -378,10 +378,13 @@ fn a_signal_at_any_moment_of_a_build_leaves_no_tool_and_no_folder() {
         }
     });
     let home = Home::new();
+    let path = path_with_build_tools(&home);
     let build = || {
         let root = env!("CARGO_MANIFEST_DIR");
         let arguments = ["images", "build", "probe-guest", "--root", root, "--debian-mirror", &url];
-        home.command(&arguments)
+        let mut command = home.command(&arguments);
+        command.env("PATH", &path);
+        command
     };
     let (start, mut held, mut dice) = (Instant::now(), Vec::new(), Dice::new());
     // The first is interrupted when its tool has asked: twice as long are the others' moments.
@@ -638,19 +641,9 @@ fn a_store_is_private_whatever_the_umask() {
     assert_eq!(mode & 0o777, 0o700);
 }
 
-/// Programs that pretend to be the tools of an image build: no test may install any on the host.
-fn pretend_tools(folder: &Path, tools: &[(&str, &str)]) {
-    std::fs::create_dir(folder).unwrap();
-    for (name, script) in tools {
-        let file = folder.join(name);
-        std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
-}
-
-#[test]
-fn a_mirror_that_does_not_answer_is_named() {
-    let home = Home::new();
+/// A path on which pretended tools of an image build stand beside the host's: no test may install any.
+/// What verifies and downloads (apt-get, dpkg-deb) is pretended only where the host has none.
+fn path_with_build_tools(home: &Home) -> String {
     let (before, after) = (home.path().join("before"), home.path().join("after"));
     pretend_tools(
         &before,
@@ -663,13 +656,27 @@ fn a_mirror_that_does_not_answer_is_named() {
             ("newuidmap", "exit 0"),
         ],
     );
-    // Where the host has them, its own are used.
     pretend_tools(
         &after,
         &[("apt-get", "echo E: no apt here; exit 100"), ("dpkg-deb", "echo dpkg-deb 1.22.0")],
     );
     let path = std::env::var("PATH").unwrap();
-    let path = format!("{}:{path}:{}", before.display(), after.display());
+    format!("{}:{path}:{}", before.display(), after.display())
+}
+
+fn pretend_tools(folder: &Path, tools: &[(&str, &str)]) {
+    std::fs::create_dir(folder).unwrap();
+    for (name, script) in tools {
+        let file = folder.join(name);
+        std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+#[test]
+fn a_mirror_that_does_not_answer_is_named() {
+    let home = Home::new();
+    let path = path_with_build_tools(&home);
     let (root, mirror) = (env!("CARGO_MANIFEST_DIR"), "http://127.0.0.1:9/debian");
     let build = ["images", "build", "probe-guest", "--root", root, "--debian-mirror", mirror];
     let out = home.command(&build).env("PATH", path).output().expect("the program starts");

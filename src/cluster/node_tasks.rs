@@ -465,7 +465,7 @@ esac
     fn date(sets: &str) -> String {
         format!(
             r#"
-real=$(/bin/date +%s) file={{}}/clock
+real=$(PATH=${{PATH#*:}} date +%s) file={{}}/clock
 case $2 in
 -s) now=${{3#@}}; now=${{now%.*}}; {sets} ;;
 *) echo $((real + $(cat $file 2>/dev/null || echo -86400))) ;;
@@ -492,7 +492,7 @@ esac
     }
 
     const LONG: Duration = Duration::from_secs(200);
-    const SET: &str = "echo $((now - $(/bin/date +%s))) >$file";
+    const SET: &str = "echo $((now - $(PATH=${PATH#*:} date +%s))) >$file";
 
     #[tokio::test]
     async fn clock_set_late_once_is_set_again() {

@@ -366,6 +366,7 @@ mod tests {
     async fn what_is_missing_comes_from_the_mirror_that_was_given() {
         let given = Mirrors::given("http://given.example.org/debian/");
         let mut report = inspect(Path::new("/"), Some(&given)).await;
+        report.needs = example().needs;
         report.needs[0].state = NeedState::Missing;
         report.os = OsRelease::parse("ID=debian\nVERSION_CODENAME=trixie\n");
         let script = report.install_plan(HostScope::RunLabs).unwrap().script();

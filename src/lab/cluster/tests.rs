@@ -16,6 +16,7 @@ outside = "172.24.4.1"
 image = "empty"
 memory = "32MiB"
 cpus = 1
+disk = "512MiB"
 [[nodes.a.nics]]
 network = "management"
 address = "192.168.103.11"
@@ -25,6 +26,7 @@ network = "external"
 image = "empty"
 memory = "32MiB"
 cpus = 1
+disk = "512MiB"
 [[nodes.b.nics]]
 network = "management"
 address = "192.168.103.12"

@@ -82,28 +82,20 @@ pub async fn flavor(c: &Context) -> Result<Finding> {
     let (ram, disk) = (c.inputs.image.ram(), c.inputs.image.disk());
     let name = format!("proof-{}", c.run);
     let (admin, member) = (c.admin()?, c.member()?);
+    let note = |id: &str| {
+        let path = format!("/flavors/{id}");
+        c.ledger.add_to(Batch::Ingredients, admin, "flavor", Service::Compute, path);
+    };
     let refusal = match Compute(member).create_flavor(&name, ram, disk, 1).await {
         Err(e) if e.is(403) => e.message,
         Err(e) => return Err(e.into()),
         Ok(made) => {
-            c.ledger.add_to(
-                Batch::Ingredients,
-                admin,
-                "flavor",
-                Service::Compute,
-                format!("/flavors/{}", made.id),
-            );
+            note(&made.id);
             return Err(wrong("an ordinary member could create a flavor"));
         }
     };
     let made = Compute(admin).create_flavor(&name, ram, disk, 1).await?;
-    c.ledger.add_to(
-        Batch::Ingredients,
-        admin,
-        "flavor",
-        Service::Compute,
-        format!("/flavors/{}", made.id),
-    );
+    note(&made.id);
     fill(&c.flavor, made.id)?;
     pass(format!("member: 403 ({refusal}); admin: {ram} MiB, {disk} GiB, 1 vCPU"))
 }
